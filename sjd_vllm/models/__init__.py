@@ -1,0 +1,1 @@
+"""Model families that sjd-vllm can decode."""
