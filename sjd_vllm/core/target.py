@@ -1,0 +1,115 @@
+"""From raw logits to the target distribution: one pipeline for everything that is compared."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def process_target(
+    logits: Tensor,
+    *,
+    uncond_logits: Tensor | None = None,
+    guidance_scale: Tensor | None = None,
+    legal: Tensor | None = None,
+    temperature: Tensor | None = None,
+    top_k: Tensor | None = None,
+    top_p: Tensor | None = None,
+    max_top_k: int | None = None,
+) -> Tensor:
+    """Guidance mix, legal mask, temperature, top-k, top-p, renormalise, in that order -> probs [R, S, V].
+
+    logits, uncond_logits: [R, S, V] floating point, any S. The result has their dtype. -inf is a legal logit
+        in `logits`; in `uncond_logits` only where `logits` has it too.
+    guidance_scale [R]: uncond + scale * (cond - uncond); a row with scale 1 is exactly `logits`.
+    legal: bool [R, S, V]. A slot with no legal column gets all zeros: no token can be drawn from it. See
+        `validate_legal` for an error instead.
+    temperature [R]: 0 puts all mass on the highest logit (the lowest column among equals). None: 1.
+    top_k [R] long: exactly so many columns survive, the lowest columns among equals; <= 0 is off.
+    top_p [R]: the fewest highest columns whose mass reaches top_p (at least one); >= 1 is off.
+    max_top_k: an upper bound of the values in top_k that the host knows (rows that are off do not count).
+        Without it the bound is read from the tensor, which waits for the device; with it nothing does.
+
+    Each of temperature, top_k and top_p may be None: off for all rows, and then it costs nothing.
+    """
+    if (uncond_logits is None) != (guidance_scale is None):
+        raise ValueError("uncond_logits and guidance_scale belong together: give both or neither")
+    mixed = logits
+    if uncond_logits is not None and guidance_scale is not None:
+        mixed = _mix_guidance(logits, uncond_logits, guidance_scale[:, None, None].to(logits.dtype))
+    if legal is not None:
+        mixed = mixed.masked_fill(~legal, -torch.inf)
+
+    scaled = mixed
+    is_greedy = None
+    if temperature is not None:
+        is_greedy = (temperature <= 0)[:, None, None]
+        scaled = mixed / torch.where(temperature > 0, temperature, 1).to(mixed.dtype)[:, None, None]
+    if top_k is not None or top_p is not None:
+        scaled = _keep_top(scaled, top_k, top_p, max_top_k)
+
+    probs = scaled.softmax(-1)
+    if is_greedy is not None:
+        best = mixed.argmax(-1, keepdim=True)  # the first of equals
+        probs = probs.masked_fill_(is_greedy, 0)
+        probs.scatter_add_(-1, best, is_greedy.to(probs.dtype).expand_as(best))
+    if legal is not None:
+        probs = probs.masked_fill_(~legal.any(-1, keepdim=True), 0)
+    return probs
+
+
+def validate_legal(legal: Tensor, lengths: Tensor | None = None) -> None:
+    """Raise ValueError if a slot has no legal column. Waits for the device: for set-up code and debugging.
+
+    legal: bool [R, S, V]. lengths [R]: only slots below it are looked at.
+    """
+    is_empty = ~legal.any(-1)
+    if lengths is not None:
+        is_empty &= torch.arange(legal.shape[1], device=legal.device) < lengths[:, None]
+    if bool(is_empty.any()):
+        request, slot = is_empty.nonzero()[0].tolist()
+        raise ValueError(
+            f"no legal column for request {request} at slot {slot} ({int(is_empty.sum())} such slots in all): a grammar "
+            "must leave at least one token at every position up to its end"
+        )
+
+
+def _mix_guidance(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
+    mixed = torch.sub(cond, uncond).mul_(scale).add_(uncond)
+    # scale 1 must not even differ by rounding; -inf - -inf would be NaN where both models forbid a column
+    return torch.where((scale == 1) | (cond == -torch.inf), cond, mixed)
+
+
+def _keep_top(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None, max_top_k: int | None) -> Tensor:
+    """-inf outside the columns that top-k, then top-p, leave. Both come down to one count for each slot."""
+    num_columns = logits.shape[-1]
+    counts = torch.full_like(logits[..., :1], num_columns, dtype=torch.long)
+    if top_k is not None:
+        is_on = (top_k > 0) & (top_k < num_columns)
+        counts = torch.where(is_on[:, None, None], top_k[:, None, None], counts)
+        if top_p is None:
+            if max_top_k is None:
+                max_top_k = int(top_k.masked_fill(~is_on, 1).max()) if top_k.numel() else 1
+            ranked = logits.topk(min(max(max_top_k, 1), num_columns), dim=-1).values
+            return torch.where(is_on[:, None, None], _keep_highest(logits, ranked, counts), logits)
+    ranked = logits.sort(-1, descending=True).values
+    if top_p is not None:
+        ranks = torch.arange(num_columns, device=logits.device)
+        ranked_probs = ranked.masked_fill(ranks >= counts, -torch.inf).softmax(-1)
+        mass_before = ranked_probs.cumsum(-1) - ranked_probs
+        limit = top_p.to(logits.dtype)[:, None, None]
+        is_in = (mass_before < limit) | (limit >= 1) | (ranks == 0)
+        counts = torch.minimum(counts, is_in.sum(-1, keepdim=True))
+    return _keep_highest(logits, ranked, counts)
+
+
+def _keep_highest(logits: Tensor, ranked: Tensor, counts: Tensor) -> Tensor:
+    """Exactly `counts` [R, S, 1] highest columns of logits [R, S, V] stay; the lowest columns among equals.
+
+    ranked [R, S, K]: the K highest logits in falling order.
+    """
+    threshold = ranked.gather(-1, counts.clamp(max=ranked.shape[-1]) - 1)
+    num_above = (ranked > threshold).sum(-1, keepdim=True)
+    is_tied = logits == threshold
+    is_kept_tie = is_tied & (is_tied.cumsum(-1, dtype=torch.int32) <= counts - num_above)
+    return logits.masked_fill(~((logits > threshold) | is_kept_tie), -torch.inf)
