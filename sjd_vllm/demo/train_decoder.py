@@ -1,0 +1,149 @@
+"""Trains the decoder: a small Llama that continues a caption with the codes of a picture."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sjd_vllm.demo import parallel, tokens
+from sjd_vllm.demo.captions import Scene, describe
+from sjd_vllm.demo.loop import run_steps, set_learning_rate
+from sjd_vllm.demo.pool import IndexStream
+
+
+@dataclass(frozen=True)
+class DecoderTrainingConfig:
+    """How the decoder is trained.
+
+    Attributes:
+        num_steps: steps; the learning rate is constant, then falls linearly to 0.
+        decay_share: share of the steps in which it falls.
+        batch_size: pictures per step.
+        matrix_learning_rate: of Muon, for the matrices of the layers.
+        other_learning_rate: of AdamW, for embeddings, norms and the output layer.
+        caption_dropout: share of pictures trained with the unconditional prompt.
+        word_dropout: chance of a word to become `<unk>`, so that unknown words do little harm.
+        short_caption_share: share of captions that leave parts unsaid.
+        omit_probability: chance of each part of such a caption to be left unsaid.
+        average_decay: of the moving average of the weights, per step; the average is what is exported.
+    """
+
+    num_steps: int = 4000
+    decay_share: float = 0.4
+    batch_size: int = 32
+    matrix_learning_rate: float = 0.02
+    other_learning_rate: float = 3e-3
+    caption_dropout: float = 0.12
+    word_dropout: float = 0.02
+    short_caption_share: float = 0.25
+    omit_probability: float = 0.35
+    average_decay: float = 0.995
+    seed: int = 2
+
+
+def llama_config(hidden_size: int = 256, num_layers: int = 4, intermediate_size: int = 704) -> LlamaConfig:
+    """Size of the decoder; heads have 64 channels."""
+    return LlamaConfig(
+        vocab_size=tokens.VOCAB_SIZE,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=hidden_size // 64,
+        num_key_value_heads=hidden_size // 64,
+        head_dim=64,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        pad_token_id=tokens.PAD_ID,
+        bos_token_id=tokens.BOS_ID,
+        eos_token_id=tokens.EOI_ID,
+    )
+
+
+def train_decoder(
+    codes: np.ndarray, labels: np.ndarray, folder: Path, config: DecoderTrainingConfig, model_config: LlamaConfig
+) -> LlamaForCausalLM:
+    """Train from codes uint16 [N, 16, 16] and labels int64 [N, 7]; state is kept in `folder`. Returns the model with averaged weights.
+
+    Inside `parallel.run_workers` each process takes its share of every batch.
+    """
+    torch.manual_seed(config.seed)
+    model = LlamaForCausalLM(model_config)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    is_matrix = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in is_matrix]
+    matrix_optimizer = torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.01)
+    other_optimizer = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
+    tokenizer = tokens.build_tokenizer()
+    # The passes run on a bfloat16 copy, the updates on the float32 weights.
+    working_model = copy.deepcopy(model).bfloat16()
+    index_stream = IndexStream(len(codes), config.batch_size, config.seed)
+
+    def step_fn(step: int) -> dict[str, float]:
+        chosen = index_stream.at(step)[parallel.rank() :: parallel.num_workers()]
+        rng = np.random.default_rng([config.seed, step, parallel.rank()])
+        prompts = training_prompts(labels[chosen], tokenizer, config, rng)
+        rate = trapezoid(step, config.num_steps, config.decay_share)
+        set_learning_rate(matrix_optimizer, rate * config.matrix_learning_rate)
+        set_learning_rate(other_optimizer, rate * config.other_learning_rate)
+        working_model.load_state_dict(model.state_dict())
+        working_model.zero_grad()
+        loss = image_loss(working_model, prompts, tokens.image_ids(codes[chosen]))
+        loss.backward()
+        for parameter, working in zip(model.parameters(), working_model.parameters(), strict=True):
+            parameter.grad = working.grad.float()
+        parallel.average_gradients(model.parameters())
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        matrix_optimizer.step()
+        other_optimizer.step()
+        average.update_parameters(model)
+        return {"nats": float(loss.detach())}
+
+    parts = {"model": model, "average": average, "matrix_optimizer": matrix_optimizer,
+             "other_optimizer": other_optimizer}
+    run_steps("decoder", folder / "decoder.pt", config.num_steps, parts, step_fn)
+    return average.module
+
+
+def training_prompts(
+    labels: np.ndarray, tokenizer: PreTrainedTokenizerFast, config: DecoderTrainingConfig, rng: np.random.Generator
+) -> list[list[int]]:
+    """A fresh prompt for each row of labels [B, 7], with the dropouts of the configuration."""
+    captions = []
+    for row in labels:
+        is_short = rng.random() < config.short_caption_share
+        caption = describe(Scene.from_labels(row), rng, config.omit_probability if is_short else 0.0)
+        words = ["" if rng.random() < config.word_dropout else word for word in caption.split()]
+        captions.append("" if rng.random() < config.caption_dropout else " ".join(word or "unknown" for word in words))
+    return tokenizer(captions)["input_ids"]
+
+
+def image_loss(model: LlamaForCausalLM, prompts: list[list[int]], images: np.ndarray) -> Tensor:
+    """Mean cross-entropy in nats of the tokens after `<boi>`.
+
+    Args:
+        model: the decoder.
+        prompts: B prompts, each ending with `<boi>`.
+        images: int64 [B, 273], see `tokens.image_ids`.
+    """
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    inputs = torch.full((len(prompts), int(lengths.max()) + tokens.NUM_GENERATED - 1), tokens.PAD_ID)
+    for row, prompt, image in zip(inputs, prompts, images, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+        row[len(prompt) : len(prompt) + tokens.NUM_GENERATED - 1] = torch.from_numpy(image[:-1])
+    # Position t predicts the token at t + 1: the first prediction is at `<boi>`. Padding lies behind, unseen.
+    positions = lengths[:, None] - 1 + torch.arange(tokens.NUM_GENERATED)
+    hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[torch.arange(len(prompts))[:, None], positions])
+    return F.cross_entropy(logits.float().flatten(0, 1), torch.from_numpy(images).flatten())
+
+
+def trapezoid(step: int, num_steps: int, decay_share: float, num_warmup_steps: int = 60) -> float:
+    """Factor on the learning rate: linear rise, plateau, linear fall to 0."""
+    return min(1.0, (step + 1) / num_warmup_steps, (num_steps - step) / (decay_share * num_steps))
