@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sjd_vllm.models.demo.vq import DemoVQ, DemoVQConfig
 
 HEAD_DIM = 32  # the smallest that vLLM's attention on a CPU takes
+PAINTER_WORDS = ("a", "red", "blue", "house", "lake", "at", "night")
+PAINTER_GRID = 6
+PAINTER_CODES = 32
 
 
 def make_tiny_llama(
@@ -60,3 +68,41 @@ def make_tiny_llama(
         model.lm_head.weight.mul_(scale)
     model.save_pretrained(path)
     return Path(path)
+
+
+def make_tiny_painter(path: str | Path, *, max_position_embeddings: int = 128) -> Path:
+    """Write a random checkpoint in the layout of the demo model: 36 x 36 pixels, 6 x 6 codes, 43 tokens a picture.
+
+    Guidance is 2 by default, so that pictures have unconditional companions.
+    """
+    path = Path(path)
+    specials = ["<pad>", "<bos>", "<unk>", "<boi>", "<eol>", "<eoi>"]
+    ids = {token: index for index, token in enumerate([*specials, *PAINTER_WORDS])}
+    image_token_start = len(ids)
+    make_tiny_llama(
+        path,
+        vocab_size=image_token_start + PAINTER_CODES,
+        max_position_embeddings=max_position_embeddings,
+        scale=2.0,
+    )
+    tokenizer = Tokenizer(WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", unk_token="<unk>", eos_token="<eoi>"
+    ).save_pretrained(path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        DemoVQ(DemoVQConfig(num_codes=PAINTER_CODES)).save_pretrained(path / "vq")
+    config = json.loads((path / "config.json").read_text())
+    config["sjd"] = {
+        "family": "demo",
+        "image_size": [6 * PAINTER_GRID, 6 * PAINTER_GRID],
+        "grid": [PAINTER_GRID, PAINTER_GRID],
+        "image_token_start": image_token_start,
+        "num_image_tokens": PAINTER_CODES,
+        "eol_token_id": ids["<eol>"],
+        "eoi_token_id": ids["<eoi>"],
+        "defaults": {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 2.0},
+    }
+    (path / "config.json").write_text(json.dumps(config, indent=2))
+    return path

@@ -1,0 +1,1 @@
+"""Pictures from prompts: the pipeline, the command line, and the benchmark."""

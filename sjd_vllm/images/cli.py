@@ -1,0 +1,104 @@
+"""The command `sjd-vllm`.
+
+Exit codes: 0 done; 1 something failed while running; 2 bad input, told in one line; 130 interrupted.
+Nothing heavy is imported until the arguments have been checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from sjd_vllm import __version__
+from sjd_vllm.config import ConfigError, check_int
+from sjd_vllm.images import bench_command, generate_command
+from sjd_vllm.images.flags import Parser
+
+_HELP = "sjd-vllm --help says more."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    verbose = False
+    try:
+        args = _parser().parse_args(argv)
+        verbose = getattr(args, "verbose", False)
+        run: Callable[[argparse.Namespace], int] = args.run
+        return run(args)
+    except ConfigError as error:
+        return _fail(2, error)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); keep Python from complaining when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except Exception as error:
+        if verbose:
+            raise
+        return _fail(1, f"{type(error).__name__}: {error} (--verbose shows where)")
+
+
+def _fail(code: int, message: object) -> int:
+    print("sjd-vllm: error:", " ".join(str(message).split()), file=sys.stderr)
+    return code
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="sjd-vllm",
+        description="Pictures from text by speculative Jacobi decoding on vLLM.",
+    )
+    parser.add_argument("--version", action="version", version=f"sjd-vllm {__version__}")
+    parser.set_defaults(run=_no_command)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+    _add(commands, "generate", "pictures from prompts", generate_command.add_flags, generate_command.run)
+    _add(
+        commands, "bench", "plain vLLM and SJD side by side on this machine", bench_command.add_flags, bench_command.run
+    )
+    _add(commands, "demo-path", "print where the demo checkpoint lies", lambda _: None, _demo_path)
+    _add(commands, "demo-prompts", "print captions that the demo model understands", _demo_prompts_flags, _demo_prompts)
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[Parser],
+    name: str,
+    summary: str,
+    add_flags: Callable[[Parser], None],
+    run: Callable[[argparse.Namespace], int],
+) -> None:
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    add_flags(parser)
+    parser.set_defaults(run=run, flags=tuple(parser._option_string_actions))
+
+
+def _no_command(args: argparse.Namespace) -> int:
+    raise ConfigError("command", f"say what to do: generate, bench, demo-path or demo-prompts. {_HELP}")
+
+
+def _demo_path(args: argparse.Namespace) -> int:
+    from sjd_vllm.demo import checkpoint_path
+
+    print(checkpoint_path())
+    return 0
+
+
+def _demo_prompts_flags(parser: Parser) -> None:
+    parser.add_argument("count", type=int, metavar="N", help="how many captions, 1 to 1000000")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice (0)")
+
+
+def _demo_prompts(args: argparse.Namespace) -> int:
+    check_int("N", args.count, 1, 1_000_000)
+    check_int("seed", args.seed, 0, 2**63 - 1)
+    from sjd_vllm.demo.captions import captions
+
+    print("\n".join(captions(args.count, args.seed)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

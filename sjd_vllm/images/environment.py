@@ -1,0 +1,39 @@
+"""The one place that sets environment variables, all of them vLLM's; what the user has set already stays."""
+
+from __future__ import annotations
+
+import os
+
+_DEFAULTS = {
+    # The engine lives in this process: no second start of Python, and Ctrl-C reaches it.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # vLLM's CPU build pins threads to cores by itself, which loses on machines whose cores are shared.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+_QUIET_DEFAULTS = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    # Standard output is for results.
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def prepare_environment(*, is_quiet: bool = False) -> None:
+    """Set what is not set; call before vLLM is imported, and best before torch is.
+
+    Args:
+        is_quiet: also keep vLLM and Transformers from logging anything below an error.
+    """
+    defaults = {
+        **_DEFAULTS,
+        **(_QUIET_DEFAULTS if is_quiet else {}),
+        "OMP_NUM_THREADS": str(_num_threads()),
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _num_threads() -> int:
+    """Half the cores: all threads wait for the slowest at every operator, so one busy core would stop them all."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // 2)
