@@ -172,10 +172,8 @@ def get_redraft(name: str, threshold: float = 0.8) -> Redraft:
 def unknown_name(what: str, name: str, known: tuple[str, ...]) -> str:
     """An error message that names the nearest known name."""
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"unknown {what} {name!r}{hint} Known: {', '.join(known)}." if hint else (
-        f"unknown {what} {name!r}. Known: {', '.join(known)}."
-    )
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    return f"unknown {what} {name!r}{hint} Known: {', '.join(known)}."
 
 
 def _has_draft(window: DraftWindow) -> Tensor:

@@ -138,9 +138,7 @@ def _check_shapes(
         ("context.lengths", context.lengths),
     ):
         if tensor.shape != (num_requests,) or tensor.dtype != torch.long:
-            raise ValueError(
-                f"{name} must be int64 [R] = [{num_requests}], got {tensor.dtype} {tuple(tensor.shape)}"
-            )
+            raise ValueError(f"{name} must be int64 [R] = [{num_requests}], got {tensor.dtype} {tuple(tensor.shape)}")
     if next_width < 0:
         raise ValueError(f"next_width must be >= 0, got {next_width}")
     if first_guess.needs_probs and context.num_slots and context.probs is None:
