@@ -7,14 +7,13 @@ import torch
 from tqdm import tqdm
 
 from sjd_vllm.demo import parallel
-from sjd_vllm.demo.captions import Scene
 from sjd_vllm.models.demo.vq import DemoVQ
 
 _BATCH_SIZE = 50
 
 
 def encode_pool(vq: DemoVQ, pool_folder: Path, codes_folder: Path) -> None:
-    """Write the codes of all pictures and of their mirror images; chunks that are there already are kept.
+    """Write the codes of all pictures; chunks that are there already are kept.
 
     Inside `parallel.run_workers` each process takes its share of the chunks.
 
@@ -30,11 +29,8 @@ def encode_pool(vq: DemoVQ, pool_folder: Path, codes_folder: Path) -> None:
         if path.exists():
             continue
         pool = np.load(chunk)
-        images, labels = pool["images"], pool["labels"]
-        mirrored_labels = np.array([Scene.from_labels(row).mirrored().labels() for row in labels])
-        codes = np.concatenate([encode(vq, images), encode(vq, np.flip(images, -1))])
         unfinished = path.with_suffix(".tmp.npz")
-        np.savez(unfinished, codes=codes, labels=np.concatenate([labels, mirrored_labels]))
+        np.savez(unfinished, codes=encode(vq, pool["images"]), labels=pool["labels"])
         unfinished.rename(path)
 
 
@@ -44,11 +40,15 @@ def load_codes(codes_folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([chunk["codes"] for chunk in chunks]), np.concatenate([chunk["labels"] for chunk in chunks])
 
 
+@torch.no_grad()
 def encode(vq: DemoVQ, images: np.ndarray) -> np.ndarray:
     """Codes of pictures: uint8 [N, 3, 96, 96] to uint16 [N, 16, 16]."""
-    batches = np.array_split(images, max(1, len(images) // _BATCH_SIZE))
-    with torch.autocast("cpu", torch.bfloat16):
-        return np.concatenate([vq.encode(to_pixels(batch)).numpy() for batch in batches]).astype(np.uint16)
+    codes = []
+    for start in range(0, len(images), _BATCH_SIZE):
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = vq.encoder(to_pixels(images[start : start + _BATCH_SIZE]))
+        codes.append(vq.nearest(latents).numpy().astype(np.uint16))  # compared in float32
+    return np.concatenate(codes)
 
 
 def to_pixels(images: np.ndarray) -> torch.Tensor:
@@ -59,3 +59,9 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
 def to_images(pixels: torch.Tensor) -> np.ndarray:
     """Inverse of `to_pixels`, with rounding and clipping."""
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+
+
+def psnr(output: torch.Tensor, target: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB, averaged over pictures [B, 3, H, W] in [-1, 1]."""
+    squared_error = (output.clamp(-1, 1) - target).square().mean((1, 2, 3))
+    return float((10 * torch.log10(4 / squared_error)).mean())

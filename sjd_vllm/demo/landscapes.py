@@ -204,7 +204,7 @@ def _folds(depth: np.ndarray, lit_side: float, rng: np.random.Generator) -> np.n
 
 def _lake_shore(canvas, ambient, horizon, rng) -> None:
     shore = horizon - rng.uniform(1.2, 1.8) + 0.35 * textures.line(rng, 1.6, 2)[:SIZE]
-    mask = _inside(_ROWS - shore) * (_ROWS < horizon + 1)
+    mask = _inside(_ROWS - shore) * _inside(horizon + 1 - _ROWS)
     grass = _column((72, 106, 56)) * ambient[:, None, None]
     canvas[:] = _mix(canvas, grass * np.clip(0.9 + 0.15 * textures.crop(rng, "grain", SIZE), 0.5, 1.2), mask)
 

@@ -47,15 +47,30 @@ class DecoderTrainingConfig:
     seed: int = 2
 
 
-def llama_config(hidden_size: int = 256, num_layers: int = 4, intermediate_size: int = 704) -> LlamaConfig:
-    """Size of the decoder; heads have 64 channels."""
+@dataclass(frozen=True)
+class DecoderSize:
+    """Size of the decoder.
+
+    Attributes:
+        hidden_size: width, a multiple of 64, which is the width of a head.
+        num_layers: depth.
+        intermediate_size: width of the feed-forward layers.
+    """
+
+    hidden_size: int = 256
+    num_layers: int = 4
+    intermediate_size: int = 704
+
+
+def llama_config(size: DecoderSize) -> LlamaConfig:
+    """The configuration that Transformers and vLLM read."""
     return LlamaConfig(
         vocab_size=tokens.VOCAB_SIZE,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=num_layers,
-        num_attention_heads=hidden_size // 64,
-        num_key_value_heads=hidden_size // 64,
+        hidden_size=size.hidden_size,
+        intermediate_size=size.intermediate_size,
+        num_hidden_layers=size.num_layers,
+        num_attention_heads=size.hidden_size // 64,
+        num_key_value_heads=size.hidden_size // 64,
         head_dim=64,
         max_position_embeddings=512,
         tie_word_embeddings=False,
@@ -66,14 +81,14 @@ def llama_config(hidden_size: int = 256, num_layers: int = 4, intermediate_size:
 
 
 def train_decoder(
-    codes: np.ndarray, labels: np.ndarray, folder: Path, config: DecoderTrainingConfig, model_config: LlamaConfig
+    codes: np.ndarray, labels: np.ndarray, folder: Path, config: DecoderTrainingConfig, size: DecoderSize
 ) -> LlamaForCausalLM:
-    """Train from codes uint16 [N, 16, 16] and labels int64 [N, 7]; state is kept in `folder`. Returns the model with averaged weights.
+    """Train on codes uint16 [N, 16, 16] with labels int64 [N, 7]; state is kept in `folder`.
 
-    Inside `parallel.run_workers` each process takes its share of every batch.
+    Returns the model with averaged weights. Inside `parallel.run_workers` each process takes its share of every batch.
     """
     torch.manual_seed(config.seed)
-    model = LlamaForCausalLM(model_config)
+    model = LlamaForCausalLM(llama_config(size))
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     is_matrix = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in is_matrix]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sjd_vllm.demo import parallel
-from sjd_vllm.demo.encode import to_pixels
+from sjd_vllm.demo.encode import psnr, to_pixels
 from sjd_vllm.demo.loop import cosine_with_warmup, run_steps, set_learning_rate
 from sjd_vllm.demo.pool import IndexStream
 from sjd_vllm.models.demo.vq import DemoVQ, DemoVQConfig
@@ -145,7 +145,8 @@ def train_reconstruction(images: np.ndarray, folder: Path, config: VQTrainingCon
         parallel.average_gradients(vq.parameters())
         nn.utils.clip_grad_norm_(vq.parameters(), 1.0)
         optimizer.step()
-        return {"loss": float(loss.detach()), "psnr": psnr(output.detach(), pixels), "used": _perplexity(averages.counts)}
+        return {"loss": float(loss.detach()), "psnr": psnr(output.detach(), pixels),
+                "codes": _perplexity(averages.counts)}
 
     parts = {"vq": vq, "averages": averages, "optimizer": optimizer}
     run_steps("vq", folder / "vq.pt", config.num_steps, parts, step_fn)
@@ -169,7 +170,10 @@ def sharpen_decoder(vq: DemoVQ, images: np.ndarray, folder: Path, config: VQTrai
         set_learning_rate(decoder_optimizer, rate)
         set_learning_rate(discriminator_optimizer, rate)
         with torch.autocast("cpu", torch.bfloat16):
-            output = vq.decoder(vq.vectors(vq.encode(pixels)))
+            latents = vq.encoder(pixels)
+        vectors = vq.vectors(vq.nearest(latents)).detach()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = vq.decoder(vectors)
             real, fake = discriminator(pixels), discriminator(output.detach())
         hinge = F.relu(1 - real[-1].float()).mean() + F.relu(1 + fake[-1].float()).mean()
         discriminator_optimizer.zero_grad()
@@ -207,12 +211,6 @@ def mirror_some(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each picture of [B, 3, H, W] with probability one half."""
     is_mirrored = torch.rand(len(pixels), 1, 1, 1, generator=generator) < 0.5
     return torch.where(is_mirrored, pixels.flip(-1), pixels)
-
-
-def psnr(output: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, averaged over pictures [B, 3, H, W] in [-1, 1]."""
-    squared_error = (output.clamp(-1, 1) - target).square().mean((1, 2, 3))
-    return float((10 * torch.log10(4 / squared_error)).mean())
 
 
 def _perplexity(counts: Tensor) -> float:
