@@ -82,23 +82,15 @@ class SJDConfig:
     num_speculative_tokens: int = 32  # draft tokens in the window, 0..128; 0 is plain decoding
     redraft: str = "coupled"  # how uncommitted drafts are refreshed, one of REDRAFT_NAMES
     first_guess: str = "uniform"  # how drafts for new slots are made, one of FIRST_GUESS_NAMES
-    reuse_threshold: float = (
-        0.8  # of `reuse` and `reuse_biased`: keep a draft x when p(x)/q(x) exceeds this; > 0
-    )
+    reuse_threshold: float = 0.8  # of `reuse` and `reuse_biased`: keep a draft x when p(x)/q(x) exceeds this; > 0
 
     def __post_init__(self) -> None:
         check_window("num_speculative_tokens", self.num_speculative_tokens)
         check_choice("redraft", self.redraft, REDRAFT_NAMES)
         check_choice("first_guess", self.first_guess, FIRST_GUESS_NAMES)
         threshold = self.reuse_threshold
-        if (
-            isinstance(threshold, bool)
-            or not isinstance(threshold, (int, float))
-            or not 0 < threshold < math.inf
-        ):
-            raise ConfigError(
-                "reuse_threshold", f"reuse_threshold must be a number above 0; got {threshold!r}."
-            )
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 < threshold < math.inf:
+            raise ConfigError("reuse_threshold", f"reuse_threshold must be a number above 0; got {threshold!r}.")
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> SJDConfig:
@@ -136,9 +128,7 @@ class SJDParams:
                 "guidance_scale other than 1 needs negative_prompt_token_ids, the unconditional prompt; got none.",
             )
         if self.image_size is not None and not isinstance(self.image_size, str):
-            raise ConfigError(
-                "image_size", f"image_size must be text such as '96x96'; got {self.image_size!r}."
-            )
+            raise ConfigError("image_size", f"image_size must be text such as '96x96'; got {self.image_size!r}.")
         if self.num_speculative_tokens is not None:
             check_window("num_speculative_tokens", self.num_speculative_tokens)
         if self.redraft is not None:

@@ -125,7 +125,7 @@ def _configure(args: Any) -> None:
     if args.async_scheduling:
         raise ConfigError(
             "async_scheduling",
-            "speculative Jacobi decoding schedules synchronously; leave --async-scheduling out.",
+            "async_scheduling cannot be combined with speculative Jacobi decoding; leave it out.",
         )
     args.spec_method = args.spec_model = args.spec_tokens = None
     args.speculative_config = {

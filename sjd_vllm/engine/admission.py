@@ -84,9 +84,7 @@ def _refuse_unsupported(sampling: SamplingParams, request: EngineCoreRequest) ->
     }
     for name, is_asked in refusals.items():
         if is_asked:
-            raise ConfigError(
-                name, f"{name} is not supported with speculative Jacobi decoding; leave it out."
-            )
+            raise ConfigError(name, f"{name} is not supported with speculative Jacobi decoding; leave it out.")
 
 
 def _apply_grammar(
@@ -114,8 +112,7 @@ def _apply_grammar(
     if sampling.allowed_token_ids is not None:
         raise ConfigError(
             "allowed_token_ids",
-            "allowed_token_ids and image_size exclude each other: the picture's "
-            "grammar says which ids are legal.",
+            "allowed_token_ids and image_size exclude each other: the picture's grammar says which ids are legal.",
         )
     room = vllm_config.model_config.max_model_len - len(request.prompt_token_ids or ())
     if room < grammar.num_tokens:
@@ -127,9 +124,7 @@ def _apply_grammar(
     sampling.max_tokens = grammar.num_tokens
 
 
-def _check_companion(
-    request: EngineCoreRequest, sampling: SamplingParams, params: SJDParams, vllm_config: Any
-) -> None:
+def _check_companion(request: EngineCoreRequest, sampling: SamplingParams, params: SJDParams, vllm_config: Any) -> None:
     """The companion must fit: as a second sequence, in length and in KV blocks; else it could never advance."""
     model_config, cache = vllm_config.model_config, vllm_config.cache_config
     if vllm_config.scheduler_config.max_num_seqs < 2:

@@ -81,25 +81,23 @@ def step_pictures(pictures: list[Picture], batch: ScheduledBatch, emitted: Tenso
     states = [picture.state for picture in pictures]
     pool = states[0].pool
     width = max(picture.num_drafts for picture in pictures)
-    slots, positions, seeds, iterations, windows, num_tokens, num_drafts, cond_rows, uncond_rows = (
-        torch.tensor(
+    slots, positions, seeds, iterations, windows, num_tokens, num_drafts, cond_rows, uncond_rows = torch.tensor(
+        [
             [
-                [
-                    s.slot,
-                    p.position,
-                    s.seed,
-                    s.iteration,
-                    s.window,
-                    s.num_tokens,
-                    p.num_drafts,
-                    p.cond,
-                    p.uncond,
-                ]
-                for p, s in zip(pictures, states, strict=True)
-            ],
-            device=device,
-        ).unbind(1)
-    )
+                s.slot,
+                p.position,
+                s.seed,
+                s.iteration,
+                s.window,
+                s.num_tokens,
+                p.num_drafts,
+                p.cond,
+                p.uncond,
+            ]
+            for p, s in zip(pictures, states, strict=True)
+        ],
+        device=device,
+    ).unbind(1)
 
     drafts, lengths = pool.drafts(slots)
     seen = batch.drafts_of([picture.cond for picture in pictures], width)

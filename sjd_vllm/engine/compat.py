@@ -30,15 +30,9 @@ class PrivateName:
 _RUNNER = "vllm.v1.worker.gpu_model_runner"
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 PRIVATE_NAMES = (
-    PrivateName(
-        "vllm.engine.arg_utils", "EngineArgs.add_cli_args", "patched: flags --speculative-model and kin"
-    ),
-    PrivateName(
-        "vllm.engine.arg_utils", "EngineArgs.create_engine_config", "patched: rewrites the method sjd"
-    ),
-    PrivateName(
-        "vllm.v1.engine.input_processor", "InputProcessor.process_inputs", "patched: admission of requests"
-    ),
+    PrivateName("vllm.engine.arg_utils", "EngineArgs.add_cli_args", "patched: flags --speculative-model and kin"),
+    PrivateName("vllm.engine.arg_utils", "EngineArgs.create_engine_config", "patched: rewrites the method sjd"),
+    PrivateName("vllm.v1.engine.input_processor", "InputProcessor.process_inputs", "patched: admission of requests"),
     PrivateName(_RUNNER, "GPUModelRunner._sample", "overridden: scores drafts and makes the next window"),
     PrivateName(_RUNNER, "GPUModelRunner.propose_draft_token_ids", "overridden: hands the next window back"),
     PrivateName(
@@ -47,23 +41,15 @@ PRIVATE_NAMES = (
         "overridden: stock code zero-fills drafts near the end",
     ),
     PrivateName(_RUNNER, "GPUModelRunner._on_request_state_removed", "overridden: frees a request's window"),
-    PrivateName(
-        "vllm.v1.worker.gpu_worker", "Worker._make_model_runner", "overridden: builds our runner on a GPU"
-    ),
-    PrivateName(
-        "vllm.v1.worker.cpu_worker", "CPUWorker.init_device", "extended: the CPU worker hard-codes its runner"
-    ),
+    PrivateName("vllm.v1.worker.gpu_worker", "Worker._make_model_runner", "overridden: builds our runner on a GPU"),
+    PrivateName("vllm.v1.worker.cpu_worker", "CPUWorker.init_device", "extended: the CPU worker hard-codes its runner"),
     PrivateName("vllm.v1.worker.cpu_model_runner", "CPUModelRunner", "base of our runner on a CPU"),
     PrivateName(_SCHEDULER, "Scheduler.schedule", "extended: both halves of a pair are preempted together"),
-    PrivateName(
-        _SCHEDULER, "Scheduler.update_from_output", "extended: rolls an unpaired half back by one token"
-    ),
+    PrivateName(_SCHEDULER, "Scheduler.update_from_output", "extended: rolls an unpaired half back by one token"),
     PrivateName(_SCHEDULER, "Scheduler.add_request", "extended: adds the unconditional companion"),
     PrivateName(_SCHEDULER, "Scheduler.finish_requests", "extended: finishes both halves"),
     PrivateName(_SCHEDULER, "Scheduler.make_stats", "extended: companions are not counted as requests"),
-    PrivateName(
-        _SCHEDULER, "Scheduler.make_spec_decoding_stats", "extended: companions' drafts are not counted"
-    ),
+    PrivateName(_SCHEDULER, "Scheduler.make_spec_decoding_stats", "extended: companions' drafts are not counted"),
     PrivateName(_SCHEDULER, "Scheduler._preempt_request", "called: preempts the other half"),
     PrivateName("vllm.v1.request", "Request", "constructed: the companion"),
 )

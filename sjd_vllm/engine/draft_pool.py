@@ -71,9 +71,7 @@ class DraftPool:
         self._context = self._empty_context(0)
 
     def _empty_window(self, slots: int) -> DraftWindow:
-        return DraftWindow.empty(
-            slots, self._width, len(self.token_ids), dtype=torch.float32, device=self._device
-        )
+        return DraftWindow.empty(slots, self._width, len(self.token_ids), dtype=torch.float32, device=self._device)
 
     def _empty_context(self, slots: int) -> Context:
         return Context.empty(
@@ -167,9 +165,7 @@ class DraftPool:
         next_window = result.window.truncated(left.clamp_min(0))
         _write(self._window, slots, next_window)
         _write(self._context, slots, result.context)
-        return torch.where(
-            result.tokens >= 0, self.token_ids[result.tokens.clamp_min(0)], -1
-        ), next_window.lengths
+        return torch.where(result.tokens >= 0, self.token_ids[result.tokens.clamp_min(0)], -1), next_window.lengths
 
 
 _Slotted = TypeVar("_Slotted", DraftWindow, Context)

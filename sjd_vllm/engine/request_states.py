@@ -25,7 +25,7 @@ class RequestState:
         num_tokens: length of the finished output.
         pool, slot: where its drafts and their laws lie.
         drafts: token ids of the current window, as handed to the scheduler.
-        is_restoring: the last forward came without the window, and the step was held to bring it back.
+        held_step: the runner's last step that was held to bring the window back.
     """
 
     request_id: str
@@ -41,24 +41,25 @@ class RequestState:
     slot: int
     iteration: int = 0
     drafts: list[int] = field(default_factory=list)
-    is_restoring: bool = False
+    held_step: int | None = None
 
-    def must_restore_window(self, num_drafts: int) -> bool:
+    def must_restore_window(self, num_drafts: int, step: int) -> bool:
         """Whether to hold this step because the forward saw none of the window's drafts, as after a preemption.
 
-        Going on without them would be exact too, but the picture would then depend on who shared its batch. One
-        step is held at most: a window that the token budget has no room for is given up.
+        Going on without them would be exact too, but the picture would then depend on who shared its batch. If the
+        window is missing in the very next step again, the token budget has no room for it, and it is given up.
         """
-        self.is_restoring = bool(self.drafts) and num_drafts == 0 and not self.is_restoring
-        return self.is_restoring
+        is_lost = bool(self.drafts) and num_drafts == 0
+        if not is_lost or self.held_step == step - 1:
+            return False
+        self.held_step = step
+        return True
 
 
 class RequestStates:
     """All requests of a runner, and the pools that hold their windows."""
 
-    def __init__(
-        self, config: SJDConfig, family: ImageFamily | None, *, vocab_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, config: SJDConfig, family: ImageFamily | None, *, vocab_size: int, device: torch.device) -> None:
         self._config = config
         self._family = family
         self._vocab_size = vocab_size

@@ -87,9 +87,7 @@ class SJDScheduler(Scheduler):
         for output in outputs.values():
             output.outputs = [o for o in output.outputs if not self.pairs.is_companion(o.request_id)]
             if output.finished_requests:
-                output.finished_requests = {
-                    i for i in output.finished_requests if not self.pairs.is_companion(i)
-                }
+                output.finished_requests = {i for i in output.finished_requests if not self.pairs.is_companion(i)}
         return outputs
 
     @staticmethod
@@ -110,9 +108,7 @@ class SJDScheduler(Scheduler):
             for companion in lone:
                 self.pairs.close(companion)
 
-    def finish_requests(
-        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
-    ) -> list[Request]:
+    def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
         """Finish requests together with their companions; the companions are not in the result."""
         if isinstance(request_ids, str):
             request_ids = (request_ids,)
@@ -138,7 +134,5 @@ class SJDScheduler(Scheduler):
         """Stock statistics of drafts; a pair drafts once."""
         if self.pairs.is_companion(kwargs["request_id"]):
             return spec_decoding_stats
-        stats: SpecDecodingStats | None = super().make_spec_decoding_stats(
-            spec_decoding_stats, *args, **kwargs
-        )
+        stats: SpecDecodingStats | None = super().make_spec_decoding_stats(spec_decoding_stats, *args, **kwargs)
         return stats

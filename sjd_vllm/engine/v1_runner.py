@@ -26,6 +26,8 @@ from sjd_vllm.engine.request_states import RequestStates
 class SJDRunnerMixin:
     """Placed before a V1 model runner class. Adds no constructor: the CPU runner gets it after it is built."""
 
+    _step = 0
+
     @cached_property
     def _sjd(self) -> RequestStates:
         config = engine_config(self.vllm_config)
@@ -53,9 +55,8 @@ class SJDRunnerMixin:
     def _sample(self, logits: Tensor | None, spec_decode_metadata: Any) -> SamplerOutput:
         """Emit one or more tokens a row: int32 [B, max window + 1], -1 padded."""
         if logits is None or spec_decode_metadata is None:
-            raise RuntimeError(
-                "speculative Jacobi decoding got a step without logits or without draft metadata"
-            )
+            raise RuntimeError("speculative Jacobi decoding got a step without logits or without draft metadata")
+        self._step += 1
         batch = ScheduledBatch(logits, spec_decode_metadata)
         emitted = logits.new_full((batch.num_rows, batch.width + 1), -1, dtype=torch.int32)
         by_pool: dict[int, list[Picture]] = defaultdict(list)
@@ -80,7 +81,7 @@ class SJDRunnerMixin:
             if uncond is None or discard[cond] or discard[uncond] or num_output[cond] != num_output[uncond]:
                 continue
             num_shared = min(num_drafts[cond], num_drafts[uncond])
-            if state.must_restore_window(num_shared):
+            if state.must_restore_window(num_shared, self._step):
                 continue
             is_held[[cond, uncond]] = False
             pictures.append(Picture(state, cond, uncond, num_shared, position=int(num_output[cond])))
