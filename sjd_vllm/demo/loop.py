@@ -8,7 +8,7 @@ from tqdm import trange
 
 from sjd_vllm.demo import parallel
 
-SAVE_EVERY = 200  # steps
+SAVE_EVERY = 100  # steps between two saves
 
 
 def run_steps(
@@ -17,7 +17,6 @@ def run_steps(
     num_steps: int,
     parts: dict[str, object],
     step_fn: Callable[[int], dict[str, float]],
-    save_every: int = SAVE_EVERY,
 ) -> None:
     """Call `step_fn` for each step that is still to do, saving state so that a killed run can go on.
 
@@ -27,7 +26,6 @@ def run_steps(
         num_steps: length of the whole run.
         parts: everything that changes during training; each has `state_dict` and `load_state_dict`.
         step_fn: takes the step index, trains on one batch and returns figures for the progress bar.
-        save_every: steps between two saves.
     """
     first_step = _restore(path, parts)
     is_first_worker = parallel.rank() == 0
@@ -40,7 +38,7 @@ def run_steps(
         for key, value in step_fn(step).items():
             means[key] = 0.98 * means.get(key, value) + 0.02 * value
         progress.set_postfix({key: f"{value:.4g}" for key, value in means.items()}, refresh=False)
-        if is_first_worker and ((step + 1) % save_every == 0 or step + 1 == num_steps):
+        if is_first_worker and ((step + 1) % SAVE_EVERY == 0 or step + 1 == num_steps):
             state = {"step": step + 1} | {key: part.state_dict() for key, part in parts.items()}
             unfinished = path.with_suffix(".tmp")
             torch.save(state, unfinished)

@@ -14,7 +14,13 @@ from torch.multiprocessing import spawn
 
 
 def run_workers(function: Callable[..., None], num_workers: int, *arguments: object) -> None:
-    """Call `function(*arguments)` in `num_workers` processes that talk to each other through the functions below."""
+    """Call `function(*arguments)` in `num_workers` processes that talk to each other through the functions below.
+
+    With one worker it is called in this process, with torch's own threads.
+    """
+    if num_workers == 1:
+        function(*arguments)
+        return
     with tempfile.TemporaryDirectory() as folder:
         meeting_point = (Path(folder) / "meeting-point").as_uri()
         spawn(_worker, (num_workers, meeting_point, function, arguments), nprocs=num_workers)

@@ -34,9 +34,9 @@ class DecoderTrainingConfig:
         average_decay: of the moving average of the weights, per step; the average is what is exported.
     """
 
-    num_steps: int = 4000
+    num_steps: int = 3200
     decay_share: float = 0.4
-    batch_size: int = 32
+    batch_size: int = 16
     matrix_learning_rate: float = 0.02
     other_learning_rate: float = 3e-3
     caption_dropout: float = 0.12
@@ -57,9 +57,9 @@ class DecoderSize:
         intermediate_size: width of the feed-forward layers.
     """
 
-    hidden_size: int = 256
+    hidden_size: int = 192
     num_layers: int = 4
-    intermediate_size: int = 704
+    intermediate_size: int = 512
 
 
 def llama_config(size: DecoderSize) -> LlamaConfig:

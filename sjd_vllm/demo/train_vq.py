@@ -40,7 +40,7 @@ class VQTrainingConfig:
     """
 
     num_steps: int = 2200
-    num_sharpen_steps: int = 1600
+    num_sharpen_steps: int = 1000
     num_continuous_steps: int = 150
     batch_size: int = 16
     learning_rate: float = 1.5e-3
@@ -48,7 +48,7 @@ class VQTrainingConfig:
     commitment: float = 0.25
     codebook_decay: float = 0.98
     dead_below: float = 0.4
-    adversarial_share: float = 0.5
+    adversarial_share: float = 0.7
     seed: int = 1
 
 
