@@ -20,6 +20,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
+	mkdir -p benchmarks/results
 	$(BIN)/sjd-vllm bench $(BENCH_FLAGS) --output-row benchmarks/results/latency.csv
 
 clean:

@@ -9,9 +9,10 @@ from typing import Any
 
 from sjd_vllm.images.picture import GenerationResult, Picture
 from sjd_vllm.images.pipeline import ImagePipeline
-from sjd_vllm.images.request import METHOD_NAMES, ImageRequest
+from sjd_vllm.images.request import ImageRequest
 from sjd_vllm.images.rows import rounded
 
+_METHODS = ("none", "sjd")  # plain vLLM first, as the tables have it
 # Pictures of one method before the other has its turn, in multiples of the concurrency: long enough that the batch
 # is full most of the time, short enough that both methods see the same machine.
 _TURN = 2
@@ -22,7 +23,7 @@ class Measurement:
     """One method at one concurrency.
 
     Attributes:
-        method: one of METHOD_NAMES; "none" is plain vLLM.
+        method: "none", which is plain vLLM, or "sjd".
         concurrency: pictures in the engine at once.
         pictures: everything that was decoded, in the order of the prompts.
         seconds: wall time of all turns together.
@@ -114,18 +115,16 @@ def run_bench(
         concurrencies: pictures in the engine at once.
         on_turn: called after each turn with pictures decoded so far and in all.
     """
-    planned = {
-        method: pipeline.plan([replace(request, method=method) for request in requests]) for method in METHOD_NAMES
-    }
-    for method in METHOD_NAMES:  # the first forwards of a process are slow
+    planned = {method: pipeline.plan([replace(request, method=method) for request in requests]) for method in _METHODS}
+    for method in _METHODS:  # the first forwards of a process are slow
         pipeline.decode(planned[method][:1])
-    num_done, num_all = 0, len(METHOD_NAMES) * len(requests) * len(concurrencies)
+    num_done, num_all = 0, len(_METHODS) * len(requests) * len(concurrencies)
     measurements: list[Measurement] = []
     for concurrency in concurrencies:
-        by_method = {method: Measurement(method, concurrency) for method in METHOD_NAMES}
+        by_method = {method: Measurement(method, concurrency) for method in _METHODS}
         for turn, start in enumerate(range(0, len(requests), _TURN * concurrency)):
             # Each method goes first as often as the other.
-            for method in METHOD_NAMES if turn % 2 else reversed(METHOD_NAMES):
+            for method in reversed(_METHODS) if turn % 2 else _METHODS:
                 batch = planned[method][start : start + _TURN * concurrency]
                 by_method[method].add(pipeline.decode(batch, batch_size=concurrency))
                 num_done += len(batch)

@@ -27,7 +27,9 @@ def _commit() -> str:
         # Ask for our own file: an installed copy may lie inside somebody else's repository.
         subprocess.run([*git, "ls-files", "--error-unmatch", __file__], check=True, capture_output=True)
         commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True)
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
+        # Rows that this very run has written do not count.
+        rest = ["--", ":/", ":(exclude,top)benchmarks/results"]
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", *rest], capture_output=True).returncode
     except (OSError, subprocess.CalledProcessError):
         return ""
     return commit.stdout.strip() + ("+" if changed else "")

@@ -12,6 +12,8 @@ from sjd_vllm.config import ConfigError
 from sjd_vllm.images.picture import Picture
 from sjd_vllm.images.sheet import contact_sheet
 
+_MAX_NAME = 200  # characters; file systems take 255 bytes, and numbers are put behind
+
 
 @dataclass(frozen=True)
 class OutputPaths:
@@ -29,6 +31,8 @@ class OutputPaths:
     def plan(cls, output: str, num_pictures: int) -> OutputPaths:
         """Name the files and make the folder. Raises ConfigError unless all of them can be written."""
         path = Path(output).expanduser()
+        if not output.strip() or len(path.name) > _MAX_NAME:
+            raise ConfigError("output", f"output must be a .png file or a folder; got {output[:80]!r}.")
         is_file = path.suffix.lower() == ".png" and not path.is_dir()
         if not is_file and path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
             raise ConfigError("output", f"output must be a .png file or a folder; got {output!r}.")

@@ -205,6 +205,8 @@ def _checkpoint(model: str | Path | None) -> Path:
     if not (path / "config.json").is_file():
         found = "has no config.json" if path.is_dir() else "is not a folder"
         raise ConfigError("model", f"model must be the folder of a checkpoint; {str(model)!r} {found}.")
+    if not any(path.glob("*.safetensors")):
+        raise ConfigError("model", f"the checkpoint in {str(model)!r} has no weights (*.safetensors).")
     return path
 
 
@@ -221,7 +223,9 @@ def _family(model: Path) -> ImageFamily:
 
 def _max_model_len(model: Path, asked: int | None) -> int:
     config = json.loads((model / "config.json").read_text())
-    longest = int(config.get("text_config", config)["max_position_embeddings"])
+    longest = config.get("text_config", config).get("max_position_embeddings")
+    if not isinstance(longest, int):
+        raise ConfigError("model", f"the config of the checkpoint in {model} lacks max_position_embeddings.")
     if asked is None:
         return longest
     check_int("max_model_len", asked, 1, longest)

@@ -1,0 +1,116 @@
+"""Forwards per picture by redraft strategy and window, on the demo model or another checkpoint.
+
+One engine; every cell of the table decodes the same prompts with the same seeds. A row is appended as soon as a cell
+is measured, and a cell that the current commit has a row for is skipped, so that a run can be stopped and taken up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from sjd_vllm.config import ConfigError
+from sjd_vllm.demo.captions import captions
+from sjd_vllm.images.bench import mean_and_error, percentiles
+from sjd_vllm.images.environment import prepare_environment
+from sjd_vllm.images.flags import Parser, int_list
+from sjd_vllm.images.machine import provenance
+from sjd_vllm.images.rows import append_rows, rounded
+
+if TYPE_CHECKING:
+    from sjd_vllm.images.pipeline import ImagePipeline
+
+RESULTS = Path(__file__).parent / "results" / "forwards.csv"
+KEY = ("commit", "model", "guidance_scale", "num_prompts", "first_seed", "first_guess", "redraft", "window")
+
+
+def main() -> None:
+    """Measure every cell that has no row yet."""
+    args = _parse_args()
+    prepare_environment(is_quiet=True)
+    from sjd_vllm.images.pipeline import ImagePipeline
+
+    prompts = captions(args.prompts, args.seed)
+    args.output.parent.mkdir(exist_ok=True)
+    done = _measured(args.output)
+    taken_on = provenance()
+    with ImagePipeline(
+        args.model, num_speculative_tokens=max(args.windows), max_batch_size=args.batch_size
+    ) as pipeline:
+        pipeline.start()
+        for redraft, window in itertools.product(args.redrafts.split(","), args.windows):
+            cell = {
+                **taken_on,
+                "model": pipeline.model.name,
+                "guidance_scale": pipeline.family.defaults.guidance_scale,
+                "num_prompts": len(prompts),
+                "first_seed": args.seed,
+                "first_guess": args.first_guess,
+                "redraft": redraft,
+                "window": window,
+            }
+            if tuple(str(cell[name]) for name in KEY) not in done:
+                figures = _measure(pipeline, prompts, cell)
+                append_rows(args.output, [{**cell, **figures}])
+                print(f"{redraft:>12} {window:>3}: {figures['forwards_mean']:g} ± {figures['forwards_se']:g} forwards")
+
+
+def _parse_args() -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--model", help="checkpoint (the demo model if absent)")
+    parser.add_argument("--prompts", type=int, default=64, help="captions to decode (64)")
+    parser.add_argument("--seed", type=int, default=0, help="of the captions and the first picture (0)")
+    parser.add_argument("--windows", type=int_list, default=[8, 16, 32, 64], help="comma-separated (8,16,32,64)")
+    parser.add_argument("--redrafts", default="coupled,resample,gumbel,reuse", help="comma-separated strategies")
+    parser.add_argument("--first-guess", default="uniform", help="how new drafts are made (uniform)")
+    parser.add_argument("--batch-size", type=int, default=8, help="pictures decoded at once (8)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="CSV file to append to")
+    args: argparse.Namespace = parser.parse_args()
+    return args
+
+
+def _measure(pipeline: ImagePipeline, prompts: list[str], cell: dict[str, Any]) -> dict[str, float]:
+    """Decode all prompts with a cell's settings; prompt i has seed first_seed + i in every cell."""
+    with tqdm(desc=f"{cell['redraft']} {cell['window']}", unit="row", mininterval=2.0) as bar:
+
+        def show(rows: int, total: int) -> None:
+            bar.total = total
+            bar.update(rows - bar.n)
+
+        result = pipeline.generate(
+            prompts,
+            seed=[cell["first_seed"] + index for index in range(len(prompts))],
+            num_speculative_tokens=cell["window"],
+            redraft=cell["redraft"],
+            first_guess=cell["first_guess"],
+            progress=show,
+        )
+    forwards = [picture.num_steps for picture in result.pictures]
+    mean, standard_error = mean_and_error(forwards)
+    return {
+        "num_tokens": len(result.pictures[0].token_ids),
+        "forwards_mean": rounded(mean),
+        "forwards_se": rounded(standard_error, 2),
+        **{f"forwards_{name}": rounded(value) for name, value in percentiles(forwards).items()},
+        "tokens_per_forward": rounded(result.num_tokens / result.num_steps),
+    }
+
+
+def _measured(path: Path) -> set[tuple[str, ...]]:
+    if not path.exists():
+        return set()
+    with path.open(newline="") as file:
+        return {tuple(row[name] for name in KEY) for row in csv.DictReader(file)}
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(f"forwards.py: error: {error}")
