@@ -70,9 +70,7 @@ class ImageFamily(ABC):
         """The unconditional prompt; None is the family's own empty one."""
 
     @abstractmethod
-    def decode_pixels(
-        self, token_ids: list[list[int]], size: ImageSize
-    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def decode_pixels(self, token_ids: list[list[int]], size: ImageSize) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """uint8 [N, height, width, 3] from N pictures' tokens; each must hold the same number of whole rows.
 
         With fewer rows than a picture has, the height is that of the rows given.

@@ -65,9 +65,7 @@ class ImageGrammar:
         legal = self.legal_sets[self.set_of_position[: len(ids)], columns] & (self.token_ids[columns] == ids)
         if not bool(legal.all()):
             position = int((~legal).nonzero()[0])
-            raise ValueError(
-                f"token id {token_ids[position]} is not legal at position {position} of a picture"
-            )
+            raise ValueError(f"token id {token_ids[position]} is not legal at position {position} of a picture")
         rows, width = self.grid
         known = int((self.code_positions < len(ids)).sum()) // width
         return (ids[self.code_positions[: known * width]] - self.first_code_id).view(known, width)
@@ -87,9 +85,7 @@ def grid_grammar(
     Codes are the contiguous ids [first_code_id, first_code_id + num_codes).
     """
     specials = [i for i in (eol_token_id, eoi_token_id) if i is not None]
-    ids = torch.tensor(
-        sorted({*range(first_code_id, first_code_id + num_codes), *specials}), dtype=torch.long
-    )
+    ids = torch.tensor(sorted({*range(first_code_id, first_code_id + num_codes), *specials}), dtype=torch.long)
     codes = (ids >= first_code_id) & (ids < first_code_id + num_codes)
     legal_sets = torch.stack([codes, *(ids == i for i in specials)])
     row = [0] * columns + ([1] if eol_token_id is not None else [])

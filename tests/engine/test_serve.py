@@ -1,0 +1,136 @@
+"""`vllm serve DEMO --speculative-model=[sjd]` over real HTTP: a picture, bad input, a client that goes away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sjd_vllm.demo import checkpoint_path
+from sjd_vllm.models.family import load_family
+
+FAMILY = load_family(checkpoint_path())
+assert FAMILY is not None
+SIZE = FAMILY.sizes[0]
+GRAMMAR = FAMILY.grammar(SIZE)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    vllm = shutil.which("vllm", path=str(Path(sys.executable).parent))
+    assert vllm is not None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1"}
+    flags = ["--speculative-model=[sjd]", "--num-speculative-tokens", "16", "--served-model-name", "demo"]
+    limits = ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", str(256 << 20), "--max-num-seqs", "8"]
+    command = [vllm, "serve", str(checkpoint_path()), *flags, *limits, "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+            _wait_until_healthy(client, process, log)
+            yield client
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait_until_healthy(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(240):
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(f"no answer in two minutes\n{log.read_text()[-3000:]}")
+
+
+def request(**settings: Any) -> dict[str, Any]:
+    assert FAMILY is not None
+    xargs = {
+        "guidance_scale": 3.0,
+        "negative_prompt_token_ids": FAMILY.negative_prompt_token_ids(None, SIZE),
+        "image_size": str(SIZE),
+        **settings.pop("vllm_xargs", {}),
+    }
+    return {
+        "model": "demo",
+        "prompt": FAMILY.prompt_token_ids("a red house on a meadow at sunset", SIZE),
+        "temperature": 1.0,
+        "top_k": 100,
+        "seed": 3,
+        "return_token_ids": True,
+        "vllm_xargs": xargs,
+        **settings,
+    }
+
+
+def gauge(server: httpx.Client, name: str) -> float:
+    lines = [line for line in server.get("/metrics").text.splitlines() if line.startswith(name)]
+    assert lines, name
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def wait_until_idle(server: httpx.Client) -> None:
+    for _ in range(100):
+        busy = [gauge(server, f"vllm:{name}") for name in ("num_requests_running", "num_requests_waiting")]
+        if busy == [0, 0] and gauge(server, "vllm:kv_cache_usage_perc") == 0:
+            return
+        time.sleep(0.1)
+    raise AssertionError("requests or KV blocks are left")
+
+
+def test_a_guided_picture_over_http(server: httpx.Client) -> None:
+    answer = server.post("/v1/completions", json=request()).json()
+    choice = answer["choices"][0]
+    assert len(GRAMMAR.codes(choice["token_ids"])) == GRAMMAR.grid[0]  # raises on an id that the grammar forbids
+    assert choice["finish_reason"] == "stop"
+    again = server.post("/v1/completions", json=request()).json()
+    assert again["choices"][0]["token_ids"] == choice["token_ids"]
+    assert gauge(server, "vllm:spec_decode_num_accepted_tokens_total") > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"vllm_xargs": {"guidance_scale": 0}}, "guidance_scale"),
+        ({"vllm_xargs": {"redraft": "couple"}}, "redraft"),
+        ({"vllm_xargs": {"image_size": "7x7"}}, "image_size"),
+        ({"logprobs": 2}, "logprobs"),
+        ({"frequency_penalty": 1.0}, "frequency_penalty"),
+    ],
+)
+def test_bad_input_gets_an_openai_error_object(server: httpx.Client, settings: dict[str, Any], name: str) -> None:
+    answer = server.post("/v1/completions", json=request(**settings))
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert name in error["message"]
+    assert error["param"] == name
+    assert error["type"]
+
+
+def test_a_client_that_goes_away_leaves_nothing(server: httpx.Client) -> None:
+    with server.stream("POST", "/v1/completions", json=request(stream=True)) as stream:
+        next(stream.iter_lines())
+        assert gauge(server, "vllm:num_requests_running") == 1  # the pair counts as one
+    wait_until_idle(server)
+    answer = server.post("/v1/completions", json=request(n=2)).json()
+    assert [len(choice["token_ids"]) for choice in answer["choices"]] == [GRAMMAR.num_tokens] * 2
+    wait_until_idle(server)
