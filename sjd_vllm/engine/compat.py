@@ -61,5 +61,6 @@ def require_supported_vllm() -> None:
 
     if not vllm.__version__.startswith(SUPPORTED_VLLM + "."):
         raise RuntimeError(
-            f"sjd-vllm works with vLLM {SUPPORTED_VLLM}.x; found {vllm.__version__}. Install 'vllm=={SUPPORTED_VLLM}.*'."
+            f"sjd-vllm works with vLLM {SUPPORTED_VLLM}.x; found {vllm.__version__}. "
+            f"Install 'vllm=={SUPPORTED_VLLM}.*'."
         )

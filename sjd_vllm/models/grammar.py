@@ -66,7 +66,7 @@ class ImageGrammar:
         if not bool(legal.all()):
             position = int((~legal).nonzero()[0])
             raise ValueError(f"token id {token_ids[position]} is not legal at position {position} of a picture")
-        rows, width = self.grid
+        width = self.grid[1]
         known = int((self.code_positions < len(ids)).sum()) // width
         return (ids[self.code_positions[: known * width]] - self.first_code_id).view(known, width)
 
