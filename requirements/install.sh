@@ -23,14 +23,17 @@ if [ ! -x "$venv/bin/python" ]; then
     python="$(find_python)"
     "$python" -m venv "$venv"
 fi
-pip=("$venv/bin/python" -m pip --disable-pip-version-check --quiet)
+# Twice quiet: errors alone are told.
+pip=("$venv/bin/python" -m pip --disable-pip-version-check -qq)
 
+torch="$(grep '^torch==' "$lock")"
+echo "sjd-vllm: installing $torch into $venv"
 # The package index has torch's CUDA build alone under this version; the CPU build may lie in a folder that pip was
 # told about, and else stands on PyTorch's own index.
-torch="$(grep '^torch==' "$lock")"
-echo "sjd-vllm: installing $torch and $(grep -c '==' "$lock") packages of $(basename "$lock"); this takes some minutes"
 "${pip[@]}" install --no-deps "$torch" 2>/dev/null ||
     "${pip[@]}" install --no-deps "$torch" --index-url https://download.pytorch.org/whl/cpu
+echo "sjd-vllm: installing the other $(grep -c '==' "$lock") packages of $(basename "$lock"); this takes some minutes"
 "${pip[@]}" install --no-deps -r "$lock"
+echo "sjd-vllm: installing the package"
 "${pip[@]}" install --no-deps --no-build-isolation -e "$here/.."
 "$venv/bin/python" "$here/vllm_metadata.py"

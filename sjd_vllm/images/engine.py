@@ -54,13 +54,14 @@ class PictureEngine:
         from vllm.platforms import current_platform
 
         max_num_seqs = 2 * max_batch_size
-        # Every window of a full batch must fit into one step, or the scheduler would cut drafts off.
-        window_tokens = max_num_seqs * (config.num_speculative_tokens + 1)
+        # Every window of a full batch must fit into one step, beside the two prompts of a guided newcomer: a window
+        # that the scheduler cuts wastes drafts, and makes the picture depend on what is decoded beside it.
+        step_tokens = max_num_seqs * (config.num_speculative_tokens + 1) + 2 * max_model_len
         settings: dict[str, Any] = {
             "speculative_config": {"method": "sjd", **config.to_mapping()},
             "per_request_spec_decode_metrics": "detailed",
             "max_num_seqs": max_num_seqs,
-            "max_num_batched_tokens": max(2048, window_tokens, max_model_len),
+            "max_num_batched_tokens": max(2048, step_tokens),
             "max_model_len": max_model_len,
             "skip_tokenizer_init": True,
             "disable_log_stats": True,
