@@ -144,8 +144,9 @@ class DemoVQ(nn.Module):
         """Index of the nearest codebook entry: latents [B, C, h, w] to int64 [B, h, w]."""
         flat = latents.movedim(1, -1).float()
         # |z - e|^2 without |z|^2, which is the same for all entries
-        distances = self.codebook.square().sum(1) - 2 * flat @ self.codebook.T
-        return distances.argmin(-1)
+        norms = self.codebook.square().sum(1)
+        distances = torch.addmm(norms, flat.flatten(0, 2), self.codebook.T, alpha=-2)
+        return distances.argmin(-1).view(flat.shape[:-1])
 
     def vectors(self, codes: Tensor) -> Tensor:
         """Codebook entries: int64 [B, h, w] to float [B, C, h, w]."""
