@@ -53,6 +53,10 @@ class PictureEngine:
         from vllm import EngineArgs, LLMEngine
         from vllm.platforms import current_platform
 
+        from sjd_vllm.plugin import register
+
+        # vLLM finds the plugin by itself, unless VLLM_PLUGINS names others or the package runs uninstalled.
+        register()
         max_num_seqs = 2 * max_batch_size
         # Every window of a full batch must fit into one step, beside the two prompts of a guided newcomer: a window
         # that the scheduler cuts wastes drafts, and makes the picture depend on what is decoded beside it.

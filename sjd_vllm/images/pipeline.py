@@ -28,7 +28,7 @@ class ImagePipeline:
 
     Args:
         model: folder of a checkpoint of a known image family; None is the shipped demo model.
-        num_speculative_tokens: draft tokens in the window, 1 to 128; a request may ask for fewer.
+        num_speculative_tokens: draft tokens in the window, 0 to 128; a request may ask for fewer.
         redraft: how drafts are refreshed, one of `sjd_vllm.config.REDRAFT_NAMES`.
         first_guess: how new drafts are made, one of `sjd_vllm.config.FIRST_GUESS_NAMES`.
         max_batch_size: pictures decoded at once.
