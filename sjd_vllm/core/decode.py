@@ -160,16 +160,13 @@ class _Model:
     def target_probs(self, token_ids: Tensor, positions: Tensor, drafts: DraftWindow) -> Tensor:
         """token_ids [R, num_tokens], positions [R] of slot 0 -> p [R, W+1, V]."""
         index_of: dict[tuple[int, ...], int] = {}
-        index = torch.zeros(len(positions), drafts.width + 1, dtype=torch.long)
         rows = zip(token_ids.tolist(), positions.tolist(), drafts.tokens.tolist(), drafts.lengths.tolist(), strict=True)
-        slots = [
-            [index_of.setdefault(tuple(known[:position] + row[:slot]), len(index_of)) for slot in range(length + 1)]
-            for known, position, row, length in rows
-        ]
-        for row_index, indices in zip(index, slots, strict=True):
-            row_index[: len(indices)] = torch.tensor(indices)
-        probs = self._processed([list(prefix) for prefix in index_of])
-        return probs[index]
+        index = []
+        for known, position, row, length in rows:
+            prefix = known[:position] + row[:length]
+            seen = [index_of.setdefault(tuple(prefix[:end]), len(index_of)) for end in range(position, len(prefix) + 1)]
+            index.append(seen + [0] * (drafts.width - length))
+        return self._processed([list(prefix) for prefix in index_of])[torch.tensor(index)]
 
     def _processed(self, prefixes: list[list[int]]) -> Tensor:
         """p of each prefix [len(prefixes), V]."""

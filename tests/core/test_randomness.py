@@ -14,7 +14,7 @@ from torch import Tensor
 from sjd_vllm.core import CounterNoise, Purpose
 
 MASK = (1 << 64) - 1
-NUM_BINS = 1024
+NUM_BINS = 256
 UNLIKELY = 1e-4  # p-value of a test with a fixed seed
 
 
@@ -49,7 +49,7 @@ def test_uniform_along_each_part_of_the_key(varied: str, purpose: Purpose) -> No
 def test_neighbours_are_independent(varied: str, lag: int) -> None:
     num = 40_000
     bins = uniform_bins(**full_key(num, **{varied: torch.arange(num)}), purpose=Purpose.REDRAFT)
-    pairs = (bins[:-lag] // 64) * 16 + bins[lag:] // 64
+    pairs = (bins[:-lag] // 16) * 16 + bins[lag:] // 16
     assert p_value(pairs.bincount(minlength=256).double()) > UNLIKELY
 
 
