@@ -22,6 +22,9 @@ from vllm.v1.spec_decode.metrics import SpecDecodingStats
 from sjd_vllm.config import SJDParams
 from sjd_vllm.engine.guidance_pairs import GuidancePairs, noise_seed, prepare_request
 
+# A resumed request may be held for one step with both halves ready, until its window is back.
+_MAX_STALLS = 4
+
 
 class SJDScheduler(Scheduler):
     """Synchronous V1 scheduler with guidance pairs."""
@@ -29,6 +32,7 @@ class SJDScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pairs = GuidancePairs()
+        self._num_stalls: dict[str, int] = {}
 
     def add_request(self, request: Request) -> None:
         """Queue the request and, if it is guided, its companion right behind it."""
@@ -79,10 +83,15 @@ class SJDScheduler(Scheduler):
             if request_id in self.requests
         }
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        for request_id, num_tokens in num_tokens_before.items():
-            request = self.requests.get(request_id)
-            if request is not None:
-                self._roll_back_if_held(request, num_tokens)
+        held = [
+            self.requests[request_id]
+            for request_id, num_tokens in num_tokens_before.items()
+            if request_id in self.requests and self._is_held(self.requests[request_id], num_tokens)
+        ]
+        self._fail_stalled({request.request_id for request in held})
+        for request in held:
+            request.num_computed_tokens = request.num_tokens - 1
+            request.spec_token_ids = []
         self._finish_lone_companions()
         for output in outputs.values():
             output.outputs = [o for o in output.outputs if not self.pairs.is_companion(o.request_id)]
@@ -91,15 +100,20 @@ class SJDScheduler(Scheduler):
         return outputs
 
     @staticmethod
-    def _roll_back_if_held(request: Request, num_tokens_before: int) -> None:
-        is_held = (
+    def _is_held(request: Request, num_tokens_before: int) -> bool:
+        """Whether the whole request was computed and yet got no token."""
+        return (
             request.status == RequestStatus.RUNNING
             and request.num_tokens == num_tokens_before
             and request.num_computed_tokens >= num_tokens_before
         )
-        if is_held:
-            request.num_computed_tokens = num_tokens_before - 1
-            request.spec_token_ids = []
+
+    def _fail_stalled(self, held: set[str]) -> None:
+        """End requests that had all they needed, several steps in a row, and got no token: their logits are NaN."""
+        mains = {i for i in held if not self.pairs.is_companion(i) and self.pairs.partner(i) in (None, *held)}
+        self._num_stalls = {i: self._num_stalls.get(i, 0) + 1 for i in mains}
+        # the stock scheduler finishes these with an error, each alone, when it books the next step
+        self.grammar_compile_error_reqs.update(i for i, n in self._num_stalls.items() if n >= _MAX_STALLS)
 
     def _finish_lone_companions(self) -> None:
         lone = [companion for companion, main in self.pairs.companions() if main not in self.requests]

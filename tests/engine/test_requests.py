@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from engine_harness import Engine, engine, guided, sampling
 from vllm import SamplingParams
+
+from sjd_vllm.engine import batch_step
 
 GUIDANCE = guided(3.0, [1, 9])
 PROMPT = [1, 2, 3, 4]
@@ -67,6 +70,31 @@ def test_negative_prompt_longer_than_the_prompt_ends_at_the_models_length(runnin
     sjd = guided(2.0, [4] * 450)
     (tokens,) = running.generate([PROMPT], [sampling(500, seed=1, sjd=sjd)])[0]
     assert len(tokens) == 512 - 450
+    running.assert_nothing_left()
+
+
+def test_an_unguided_request_ends_at_the_models_length(running: Engine) -> None:
+    (tokens,) = running.generate([PROMPT], [sampling(600, seed=1)])[0]
+    assert len(tokens) == 512 - len(PROMPT)
+    running.assert_nothing_left()
+
+
+def test_logits_that_are_not_numbers_fail_their_request_alone(running: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = one(running, 11, GUIDANCE)
+    process_target = batch_step.process_target
+
+    def poisoned(logits: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        probs = process_target(logits, **kwargs)
+        probs[kwargs["guidance_scale"] == 7.0] = float("nan")
+        return probs
+
+    monkeypatch.setattr(batch_step, "process_target", poisoned)
+    sick = sampling(100, seed=1, sjd=guided(7.0, [1, 9]))
+    good = sampling(100, seed=11, top_k=10, sjd=GUIDANCE)
+    given = [{"prompt_token_ids": PROMPT}] * 2
+    outputs = running.llm.generate(given, [sick, good], use_tqdm=False)
+    assert outputs[0].outputs[0].finish_reason == "error"
+    assert list(outputs[1].outputs[0].token_ids) == alone
     running.assert_nothing_left()
 
 
