@@ -1,7 +1,7 @@
 """Exact speculative Jacobi decoding of image tokens on stock vLLM, with classifier-free guidance.
 
 >>> from sjd_vllm import ImagePipeline
->>> ImagePipeline().generate("a red house by a lake at sunset", seed=7).images[0].save("house.png")
+>>> ImagePipeline().generate("a calm lake at sunset, a red house on the left", seed=7).images[0].save("house.png")
 """
 
 from __future__ import annotations
