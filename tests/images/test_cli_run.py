@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,25 @@ def test_plain_decoding_and_readable_output(prompts: list[str], tmp_path: Path) 
     assert sorted(tmp_path.iterdir()) == [path]
     with Image.open(path) as saved:
         assert saved.text["num_speculative_tokens"] == "0"  # type: ignore[attr-defined]
+
+
+def test_ctrl_c_is_quiet(painter: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    command = [COMMAND, "generate", "a red house", "--n", "100", "--model", str(painter), "-o", str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = ""
+        while "decoding" not in said:
+            letter = process.stderr.read(1)
+            assert letter, said
+            said += letter
+        process.send_signal(signal.SIGINT)
+        out, err = process.stdout.read(), said + process.stderr.read()
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+    assert not list(output.iterdir())
 
 
 def test_bench_in_one_object(tmp_path: Path) -> None:
