@@ -27,8 +27,8 @@ class ScorerTrainingConfig:
         noise: greatest standard deviation of the noise, in units of [-1, 1].
     """
 
-    num_steps: int = 1500
-    batch_size: int = 48
+    num_steps: int = 1000
+    batch_size: int = 32
     learning_rate: float = 2e-3
     noise: float = 0.06
     seed: int = 3
