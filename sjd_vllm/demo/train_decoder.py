@@ -134,8 +134,8 @@ def training_prompts(
     for row in labels:
         is_short = rng.random() < config.short_caption_share
         caption = describe(Scene.from_labels(row), rng, config.omit_probability if is_short else 0.0)
-        words = ["" if rng.random() < config.word_dropout else word for word in caption.split()]
-        captions.append("" if rng.random() < config.caption_dropout else " ".join(word or "unknown" for word in words))
+        words = [tokenizer.unk_token if rng.random() < config.word_dropout else word for word in caption.split()]
+        captions.append("" if rng.random() < config.caption_dropout else " ".join(words))
     return tokenizer(captions)["input_ids"]
 
 
