@@ -77,6 +77,8 @@ def decode(
     if row_stride is not None:
         row_stride = _whole("row_stride", row_stride, at_least=1)
     redraft = get_redraft(redraft) if isinstance(redraft, str) else redraft
+    if not isinstance(redraft, Redraft):
+        raise ValueError(f"redraft must be a name or a Redraft, got {redraft!r}")
     first_guess = _as_first_guess(first_guess, num_tokens)
 
     model = _Model(next_token_logits, uncond_logits, guidance_scale, temperature, top_k, top_p, allowed_token_ids)
@@ -208,7 +210,11 @@ def _write(token_ids: Tensor, live: Tensor, positions: Tensor, emitted: Tensor) 
 def _as_first_guess(first_guess: str | FirstGuess | PrefixFunction, num_tokens: int) -> FirstGuess:
     if isinstance(first_guess, str):
         return get_first_guess(first_guess)
-    return first_guess if isinstance(first_guess, FirstGuess) else PrefixGuess(first_guess, num_tokens)
+    if isinstance(first_guess, FirstGuess):
+        return first_guess
+    if not callable(first_guess):
+        raise ValueError(f"first_guess must be a name, a FirstGuess or a function of the prefix, got {first_guess!r}")
+    return PrefixGuess(first_guess, num_tokens)
 
 
 def _whole(name: str, value: int, *, at_least: int) -> int:

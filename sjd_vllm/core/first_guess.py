@@ -33,6 +33,7 @@ class FirstGuess(ABC):
         """
         return 0
 
+    @abstractmethod
     def guess(
         self,
         history: History,
@@ -47,6 +48,21 @@ class FirstGuess(ABC):
 
         uniform_probs [R, N, V]: uniform over each slot's legal columns, zero on the others.
         """
+
+
+class ParallelGuess(FirstGuess):
+    """A first guess whose laws do not depend on each other's drafts, so that all slots are drawn at once."""
+
+    def guess(
+        self,
+        history: History,
+        uniform_probs: Tensor,
+        *,
+        positions: Tensor,
+        where: Tensor,
+        row_stride: int | None,
+        randomness: Randomness,
+    ) -> tuple[Tensor, Tensor]:
         probs = self.draft_probs(history, uniform_probs, positions=positions, row_stride=row_stride)
         return randomness.draw(probs, purpose=Purpose.FIRST_GUESS, positions=positions, where=where), probs
 
@@ -54,10 +70,10 @@ class FirstGuess(ABC):
     def draft_probs(
         self, history: History, uniform_probs: Tensor, *, positions: Tensor, row_stride: int | None
     ) -> Tensor:
-        """The laws q [R, N, V] for the slots at `positions` [R, N]."""
+        """The laws q [R, N, V] for the slots at `positions` [R, N]; arguments as in `guess`."""
 
 
-class Uniform(FirstGuess):
+class Uniform(ParallelGuess):
     """Any legal column, equally likely."""
 
     name = "uniform"
@@ -68,7 +84,7 @@ class Uniform(FirstGuess):
         return uniform_probs
 
 
-class RepeatLeft(FirstGuess):
+class RepeatLeft(ParallelGuess):
     """The token of the left neighbour (see `_left`)."""
 
     name = "repeat_left"
@@ -83,7 +99,7 @@ class RepeatLeft(FirstGuess):
         return prefer_legal(_one_hot(tokens, is_known, uniform_probs), uniform_probs)
 
 
-class LeftProbs(FirstGuess):
+class LeftProbs(ParallelGuess):
     """A draw from the distribution behind the left neighbour's token."""
 
     name = "left_probs"
@@ -137,26 +153,28 @@ class AboveProbs(LeftProbs):
         return prefer_legal(probs, fallback, is_legal=uniform_probs > 0)
 
 
-_FIRST_GUESSES: dict[str, type[FirstGuess]] = {
+_FIRST_GUESSES: dict[str, type[ParallelGuess]] = {
     guess.name: guess for guess in (Uniform, RepeatLeft, RepeatAbove, LeftProbs, AboveProbs)
 }
 FIRST_GUESS_NAMES = tuple(_FIRST_GUESSES)
 
 
-def get_first_guess(name: str) -> FirstGuess:
+def get_first_guess(name: str) -> ParallelGuess:
     """The strategy of that name. Raises ValueError for an unknown name."""
     if name not in _FIRST_GUESSES:
         raise ValueError(unknown_name("first guess", name, FIRST_GUESS_NAMES))
     return _FIRST_GUESSES[name]()
 
 
-def uniform_over_legal(
-    legal: Tensor | None, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """legal bool [R, N, V] or None (all) -> uniform over the legal columns [R, N, V]; zeros where none is legal."""
+def uniform_over_legal(legal: Tensor | None, positions: Tensor, like: Tensor) -> Tensor:
+    """legal bool [R, N, V] or None (all) -> uniform over the legal columns [R, N, V]; zeros where none is legal.
+
+    positions [R, N] and like [..., V] give the shape, and `like` the dtype.
+    """
     if legal is None:
-        return torch.full((1, 1, 1), 1.0 / max(shape[2], 1), dtype=dtype, device=device).expand(shape)
-    probs = legal.to(dtype)
+        num_columns = like.shape[-1]
+        return like.new_full((1, 1, 1), 1.0 / max(num_columns, 1)).expand(*positions.shape, num_columns)
+    probs = legal.to(like.dtype)
     return probs / probs.sum(-1, keepdim=True).clamp_(min=1)
 
 

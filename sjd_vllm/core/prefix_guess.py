@@ -31,11 +31,6 @@ class PrefixGuess(FirstGuess):
     def num_context_slots(self, row_stride: int | None) -> int:
         return self._num_tokens
 
-    def draft_probs(
-        self, history: History, uniform_probs: Tensor, *, positions: Tensor, row_stride: int | None
-    ) -> Tensor:
-        raise NotImplementedError("the law of a slot depends on the drafts of the slots before it: call `guess`")
-
     def guess(
         self,
         history: History,

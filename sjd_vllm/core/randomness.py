@@ -48,8 +48,10 @@ class CounterNoise:
     """Noise that is a hash of what it is for; nothing is stored and nothing advances.
 
     seeds, iterations: long [R]. `iterations` counts the steps of each request, so that a position that is
-    looked at again gets fresh noise. The hash is SplitMix64's output function (Steele, Lea, Flood 2014, in
-    Stafford's variant 13) over wrapping int64 arithmetic, which is the same on every device.
+    looked at again gets fresh noise; a request must not take two steps under one number.
+
+    The hash is SplitMix64's output function (Steele, Lea, Flood 2014, in Stafford's variant 13) over wrapping
+    int64 arithmetic, which is the same on every device.
     """
 
     def __init__(self, seeds: Tensor, iterations: Tensor) -> None:

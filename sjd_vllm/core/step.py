@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .first_guess import FirstGuess, uniform_over_legal
 from .randomness import Randomness
@@ -60,6 +61,7 @@ def jacobi_step(
     context = Context.empty(len(positions), device=positions.device) if context is None else context
     _check_shapes(target_probs, window, positions, next_lengths, next_width, context, first_guess)
     slots = torch.arange(window.width + 1, device=positions.device)
+    next_slots = torch.arange(next_width, device=positions.device)
     slot_positions = positions[:, None] + slots
 
     # verify, correct
@@ -77,12 +79,10 @@ def jacobi_step(
         where=(offset >= 0) & (offset < num_carried[:, None]),
         randomness=randomness,
     )
-    accepted = torch.cat([window.tokens, last_token[:, None]], dim=1)
-    emitted = torch.where(offset < -1, accepted, last_token[:, None])
+    emitted = torch.where(offset < -1, pad(window.tokens, (0, 1)), last_token[:, None])
     tokens = torch.where(offset < 0, emitted, drafts)
 
     # carry: old slot num_emitted + i becomes slot i
-    next_slots = torch.arange(next_width, device=positions.device)
     is_carried = next_slots < num_carried[:, None]
     old_slots = (num_emitted[:, None] + next_slots).clamp(max=window.width)
     next_positions = (positions + num_emitted)[:, None] + next_slots
@@ -94,7 +94,7 @@ def jacobi_step(
     legal = None if legal_at is None else legal_at(next_positions)
     guesses, guess_probs = first_guess.guess(
         history,
-        uniform_over_legal(legal, (*next_positions.shape, target_probs.shape[2]), target_probs.dtype, positions.device),
+        uniform_over_legal(legal, next_positions, like=target_probs),
         positions=next_positions,
         where=~is_carried & (next_slots < next_lengths[:, None]),
         row_stride=row_stride,

@@ -101,10 +101,12 @@ def emitted_joint(
     redraft: Redraft,
     first_guess: FirstGuess,
     row_stride: int | None = None,
+    window_at: Callable[[Tensor], Tensor] | None = None,
     after_step: AfterStep | None = None,
 ) -> Tensor:
     """The joint [V ** num_tokens] of what speculative decoding emits.
 
+    window_at: positions [S] -> the longest next window [S]; None: `width` everywhere.
     after_step: (states, target_probs, result) -> result; tampers with a step, for the controls that must fail.
     """
     num_context = min(first_guess.num_context_slots(row_stride), model.num_tokens)
@@ -119,7 +121,7 @@ def emitted_joint(
     )
     joint = torch.zeros(model.num_sequences, dtype=torch.float64)
     while len(states.weight):
-        states, result = _all_outcomes(model, states, redraft, first_guess, row_stride)
+        states, result = _all_outcomes(model, states, redraft, first_guess, row_stride, window_at)
         if after_step is not None:
             result = after_step(states, _target_probs(model, states), result)
         row, slot = (result.tokens >= 0).nonzero(as_tuple=True)
@@ -149,18 +151,24 @@ def _target_probs(model: ToyModel, states: States) -> Tensor:
 
 
 def _all_outcomes(
-    model: ToyModel, states: States, redraft: Redraft, first_guess: FirstGuess, row_stride: int | None
+    model: ToyModel,
+    states: States,
+    redraft: Redraft,
+    first_guess: FirstGuess,
+    row_stride: int | None,
+    window_at: Callable[[Tensor], Tensor] | None,
 ) -> tuple[States, StepResult]:
     """Run the real step on every outcome of its random calls; states are multiplied and weighted."""
     script: list[Tensor] = []
     while True:
         noise = [dict(known) for known in states.noise]
+        longest = states.window.width if window_at is None else window_at(states.positions)
         try:
             result = jacobi_step(
                 _target_probs(model, states),
                 states.window,
                 positions=states.positions,
-                next_lengths=(model.num_tokens - states.positions - 2).clamp(0, states.window.width),
+                next_lengths=(model.num_tokens - states.positions - 2).clamp(min=0).clamp(max=longest),
                 next_width=states.window.width,
                 legal_at=model.legal_at,
                 context=states.context,

@@ -7,11 +7,12 @@ from core.enumeration import AfterStep, States
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sjd_vllm.core import DraftWindow, FirstGuess, History, Purpose, Randomness, Redraft, StepResult
+from sjd_vllm.core import DraftWindow, History, Purpose, Randomness, Redraft, StepResult
+from sjd_vllm.core.first_guess import ParallelGuess
 from sjd_vllm.core.verify import accept_drafts, prob_of, residual
 
 
-class FixedLaw(FirstGuess):
+class FixedLaw(ParallelGuess):
     """The same lopsided law at every slot, confined to the legal columns."""
 
     name = "fixed_law"

@@ -136,6 +136,8 @@ def test_a_perfect_guess_is_always_accepted() -> None:
         ({"seed": 2**63}, "must stay below"),
         ({"redraft": "cupled"}, "did you mean 'coupled'"),
         ({"first_guess": "unifrom"}, "did you mean 'uniform'"),
+        ({"redraft": 3}, "redraft must be a name or a Redraft"),
+        ({"first_guess": 3}, "first_guess must be a name, a FirstGuess or a function"),
         ({"temperature": -0.5}, "temperature must be a finite number >= 0"),
         ({"temperature": float("nan")}, "temperature must be a finite number >= 0"),
         ({"top_k": -2}, "top_k must be at least -1"),

@@ -71,6 +71,23 @@ def test_grammar_with_forced_positions_is_exact(redraft: str, first_guess: str) 
         assert bias(model, width, REDRAFTS[redraft], FIRST_GUESSES[first_guess], row_stride=3) < ROUNDING, width
 
 
+@pytest.mark.parametrize("first_guess", ["uniform", "above_probs"])
+@pytest.mark.parametrize("redraft", ["coupled", "reuse-0.8"])
+def test_a_window_that_grows_and_shrinks_is_exact(redraft: str, first_guess: str) -> None:
+    """By position, so by how much was accepted before: drafts are cut off, made anew, or not made at all."""
+    model = ToyModel.random(6, num_tokens=6)
+    lengths = torch.tensor([3, 1, 3, 0, 2, 0])
+    joint = emitted_joint(
+        model,
+        width=3,
+        redraft=REDRAFTS[redraft],
+        first_guess=FIRST_GUESSES[first_guess],
+        row_stride=ROW_STRIDE,
+        window_at=lambda positions: lengths[positions],
+    )
+    assert total_variation(joint, model.joint()) < ROUNDING
+
+
 def test_surplus_of_a_lock_step_batch_is_exact_when_its_law_is_restated() -> None:
     model = ToyModel.random(4, num_tokens=5)
     joint = emitted_joint(

@@ -29,7 +29,7 @@ def legal(positions: Tensor) -> Tensor:
 
 def laws(guess: FirstGuess, num_known: int, positions: list[int], row_stride: int | None = ROW_STRIDE) -> Tensor:
     where = torch.tensor([positions])
-    uniform = uniform_over_legal(legal(where), (1, len(positions), NUM_COLUMNS), torch.float32, where.device)
+    uniform = uniform_over_legal(legal(where), where, like=torch.zeros(NUM_COLUMNS))
     tokens, probs = guess.guess(
         history(num_known),
         uniform,
@@ -87,7 +87,7 @@ def test_nothing_usable_is_uniform() -> None:
         *(torch.tensor([3]) for _ in range(3)),
     )
     where = torch.tensor([[4]])
-    uniform = uniform_over_legal(legal(where), (1, 1, NUM_COLUMNS), torch.float32, where.device)
+    uniform = uniform_over_legal(legal(where), where, like=torch.zeros(NUM_COLUMNS))
     for name in ("repeat_left", "repeat_above", "left_probs", "above_probs"):
         law = get_first_guess(name).draft_probs(only_line_end, uniform, positions=where, row_stride=1)
         assert law[0, 0].tolist() == QUARTERS
@@ -112,4 +112,4 @@ def test_a_guess_asks_for_no_more_context_than_it_reads(name: str, num_slots: in
 
 def test_no_legal_column_has_no_law() -> None:
     nothing = torch.zeros(1, 1, NUM_COLUMNS, dtype=torch.bool)
-    assert not uniform_over_legal(nothing, (1, 1, NUM_COLUMNS), torch.float32, nothing.device).any()
+    assert not uniform_over_legal(nothing, torch.zeros(1, 1), like=torch.zeros(NUM_COLUMNS)).any()
