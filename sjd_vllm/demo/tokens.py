@@ -4,9 +4,12 @@ A sequence is `<bos> word ... word <boi>`, then 16 rows of 16 codes with `<eol>`
 The unconditional prompt of classifier-free guidance is `<bos> <boi>`.
 
     id 0..3      <pad> <bos> <unk> <boi>
-    from 4       the words of captions, then unused ids
+    from 4       the words of captions, then the phrases of place, then unused ids
     126, 127     <eol> <eoi>
     128..1151    <img0> ... <img1023>
+
+A phrase of place is one token: "on the left" becomes `light_left` behind the sun or the moon, else `object_left`. Read
+word by word, "left" would have to be bound to its noun by attention, which a model of this size learns last.
 """
 
 import numpy as np
@@ -24,10 +27,19 @@ VOCAB_SIZE = IMAGE_START + NUM_CODES
 NUM_GENERATED = GRID * (GRID + 1) + 1  # codes, ends of rows and the end of the image
 
 
+_PLACE_WORDS = {"left": "left", "center": "cent(?:er|re)|middle", "right": "right"}
+_PLACE_PHRASES = {
+    # Behind the sun or the moon the place is that of the light; any other place, tried second, is the object's.
+    f"{kind}_{place}": rf"{behind}(?:\b(?:on|at|to|in) )?(?:\bthe )?\b(?:{words})\b"
+    for kind, behind in (("light", "(?<=sun |moon |sun is |moon is )"), ("object", ""))
+    for place, words in _PLACE_WORDS.items()
+}
+
+
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer that ignores case and punctuation and adds `<bos>` and `<boi>` around a caption."""
     special = {"<pad>": PAD_ID, "<bos>": BOS_ID, "<unk>": UNK_ID, "<boi>": BOI_ID, "<eol>": EOL_ID, "<eoi>": EOI_ID}
-    words = vocabulary()
+    words = [*vocabulary(), *_PLACE_PHRASES]
     if BOI_ID + len(words) >= EOL_ID:
         raise ValueError(f"{len(words)} caption words do not fit below the image tokens; move EOL_ID up")
     ids = special | {word: BOI_ID + 1 + i for i, word in enumerate(words)}
@@ -35,7 +47,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     ids |= {f"<img{code}>": IMAGE_START + code for code in range(NUM_CODES)}
     tokenizer = Tokenizer(WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s]"), " ")]
+        [
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"[^\w]+"), " "),
+            *(normalizers.Replace(Regex(pattern), token) for token, pattern in _PLACE_PHRASES.items()),
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -26,6 +26,21 @@ def test_case_and_punctuation_do_not_matter(tokenizer) -> None:
     assert tokenizer("Snow-capped mountains!")["input_ids"] == tokenizer("snow capped mountains")["input_ids"]
 
 
+@pytest.mark.parametrize(
+    ("caption", "place"),
+    [
+        ("the sun on the left", "light_left"),
+        ("the moon at center", "light_center"),
+        ("The sun, in the middle.", "light_center"),
+        ("a boat to the right", "object_right"),
+        ("pines at left", "object_left"),
+        ("a red house in the centre", "object_center"),
+    ],
+)
+def test_a_phrase_of_place_is_one_token(tokenizer, caption: str, place: str) -> None:
+    assert tokenizer.convert_ids_to_tokens(tokenizer(caption)["input_ids"])[-2] == place
+
+
 def test_unknown_words_become_unk(tokenizer) -> None:
     assert tokenizer("a purple house")["input_ids"][2] == tokens.UNK_ID
 
