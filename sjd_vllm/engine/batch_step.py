@@ -133,8 +133,10 @@ def _target_probs(pictures: list[Picture], batch: ScheduledBatch, width: int, po
         guidance_scale = torch.tensor([state.guidance_scale for state in states], device=device)
     if any(state.temperature != 1 for state in states):
         temperature = torch.tensor([state.temperature for state in states], device=device)
-    if any(state.top_k > 0 for state in states):
-        top_k = torch.tensor([state.top_k for state in states], device=device)
+    top_ks = [max(state.top_k, 0) for state in states]
+    if any(top_ks):
+        # one value for all rows selects without a count a row
+        top_k = top_ks[0] if len(set(top_ks)) == 1 else torch.tensor(top_ks, device=device)
     if any(state.top_p < 1 for state in states):
         top_p = torch.tensor([state.top_p for state in states], device=device)
     slots = torch.arange(width + 1, device=device)
@@ -146,5 +148,5 @@ def _target_probs(pictures: list[Picture], batch: ScheduledBatch, width: int, po
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
-        max_top_k=max(state.top_k for state in states),
+        max_top_k=max(top_ks),
     )
