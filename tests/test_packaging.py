@@ -25,6 +25,8 @@ def test_the_version_is_told_once() -> None:
 def test_vllm_finds_the_plugin() -> None:
     (plugin,) = (entry for entry in entry_points(group="vllm.general_plugins") if entry.name == "sjd_vllm")
     assert plugin.load().__name__ == "register"
+    (endpoint,) = (entry for entry in entry_points(group="vllm.endpoint_plugins") if entry.name == "sjd_vllm")
+    assert endpoint.load().__name__ == "ImagesEndpoint"
 
 
 def test_no_plain_requirement_brings_a_build_of_torch() -> None:

@@ -35,6 +35,27 @@ class DecodedPicture:
     seconds: float = 0.0
 
 
+def engine_settings(model: Path, config: SJDConfig, max_batch_size: int, max_model_len: int) -> dict[str, Any]:
+    """Fields of `vllm.EngineArgs` for decoding so many pictures at once; the arguments as in `PictureEngine`."""
+    from vllm.platforms import current_platform
+
+    max_num_seqs = 2 * max_batch_size
+    # Every window of a full batch must fit into one step, beside the two prompts of a guided newcomer: a window
+    # that the scheduler cuts wastes drafts, and makes the picture depend on what is decoded beside it.
+    step_tokens = max_num_seqs * (config.num_speculative_tokens + 1) + 2 * max_model_len
+    settings: dict[str, Any] = {
+        "speculative_config": {"method": "sjd", **config.to_mapping()},
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max(2048, step_tokens),
+        "max_model_len": max_model_len,
+    }
+    if current_platform.is_cpu():
+        settings["dtype"] = "float32"
+        settings["enforce_eager"] = True
+        settings["kv_cache_memory_bytes"] = _kv_cache_bytes(model, max_num_seqs, max_model_len)
+    return settings
+
+
 class PictureEngine:
     """Starts vLLM with method "sjd" and drives it step by step.
 
@@ -57,25 +78,15 @@ class PictureEngine:
 
         # vLLM finds the plugin by itself, unless VLLM_PLUGINS names others or the package runs uninstalled.
         register()
-        max_num_seqs = 2 * max_batch_size
-        # Every window of a full batch must fit into one step, beside the two prompts of a guided newcomer: a window
-        # that the scheduler cuts wastes drafts, and makes the picture depend on what is decoded beside it.
-        step_tokens = max_num_seqs * (config.num_speculative_tokens + 1) + 2 * max_model_len
-        settings: dict[str, Any] = {
-            "speculative_config": {"method": "sjd", **config.to_mapping()},
+        settings = {
+            **engine_settings(model, config, max_batch_size, max_model_len),
             "per_request_spec_decode_metrics": "detailed",
-            "max_num_seqs": max_num_seqs,
-            "max_num_batched_tokens": max(2048, step_tokens),
-            "max_model_len": max_model_len,
             "skip_tokenizer_init": True,
             "disable_log_stats": True,
         }
         if current_platform.is_cpu():
             # The variable alone would be too late if torch was imported before us.
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-            settings["dtype"] = "float32"
-            settings["enforce_eager"] = True
-            settings["kv_cache_memory_bytes"] = _kv_cache_bytes(model, max_num_seqs, max_model_len)
         self._llm = LLMEngine.from_engine_args(EngineArgs(model=str(model), **{**settings, **engine_args}))
         self._next_id = itertools.count()
         self.max_batch_size = max_batch_size

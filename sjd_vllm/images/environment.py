@@ -33,6 +33,12 @@ def prepare_environment(*, is_quiet: bool = False) -> None:
         os.environ.setdefault(name, value)
 
 
+def prepare_server_environment() -> None:
+    """The same for a server, which answers in this process and has its engine in another, as vLLM does by itself."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    prepare_environment()
+
+
 def _num_threads() -> int:
     """Half the cores: all threads wait for the slowest at every operator, so one busy core would stop them all."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -26,7 +26,8 @@ class Parser(argparse.ArgumentParser):
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             flags = getattr(parsed, "flags", ())
-            self.error(f"unknown argument {rest[0]!r}.{nearest_name(rest[0].split('=')[0], flags)}")
+            near = nearest_name(rest[0].split("=")[0], flags)
+            self.error(f"unknown argument {rest[0]!r}.{near}{getattr(parsed, 'unknown_hint', '')}")
         return parsed
 
 
@@ -43,11 +44,16 @@ def add_request_flags(parser: Parser, *, without: Collection[str] = ()) -> None:
             )
 
 
-def add_engine_flags(parser: Parser) -> None:
-    """The flags that are about the run and not about a picture."""
+def add_model_flag(parser: Parser) -> None:
+    """--model."""
     parser.add_argument(
         "--model", metavar="FOLDER", help="checkpoint of a known image family (the demo model if absent)"
     )
+
+
+def add_engine_flags(parser: Parser) -> None:
+    """The flags that are about the run and not about a picture."""
+    add_model_flag(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, and nothing else")
     parser.add_argument("-v", "--verbose", action="store_true", help="show vLLM's own log, and tracebacks of errors")
 

@@ -1,0 +1,140 @@
+"""POST /v1/images/generations on vLLM's own server: an endpoint plugin over the running engine."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from argparse import Namespace
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from sjd_vllm.config import SJDConfig
+from sjd_vllm.images.api_answer import CompletedEvent, ErrorAnswer, ImagesAnswer, PartialImageEvent
+from sjd_vllm.images.api_protocol import MAX_BODY_BYTES, ApiError, ImagesRequest, json_schema
+from sjd_vllm.images.api_service import ImagesService, as_api_error
+from sjd_vllm.images.api_stream import PictureEvents, PictureStream
+from sjd_vllm.models.family import load_family
+
+ROUTE = "/v1/images/generations"
+_CLIENT_GONE = 499  # nobody reads it; access logs of web servers know this status
+_T = TypeVar("_T")
+
+
+class ImagesEndpoint:
+    """What vLLM loads for the entry point `sjd_vllm` of the group `vllm.endpoint_plugins`."""
+
+    name = "sjd_vllm"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Add the route with its schemas."""
+        events = {"anyOf": [json_schema(PartialImageEvent), json_schema(CompletedEvent), json_schema(ErrorAnswer)]}
+        app.add_api_route(
+            ROUTE,
+            _generate,
+            methods=["POST"],
+            summary="Create pictures from a prompt",
+            description="OpenAI's images API; with `stream` the answer is server-sent events.",
+            tags=["images"],
+            response_model=None,
+            openapi_extra={
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": json_schema(ImagesRequest)}},
+                }
+            },
+            responses={
+                200: {"model": ImagesAnswer, "content": {"text/event-stream": {"schema": events}}},
+                **{status: {"model": ErrorAnswer} for status in (400, 404, 413, 415, 500)},
+            },
+        )
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Bind the route to the engine; a model that makes no pictures is served all the same, without this route."""
+        state.sjd_images = None
+        if engine_client is None:
+            return
+        vllm_config = engine_client.vllm_config
+        family = load_family(vllm_config.model_config.model)
+        engine_settings = (vllm_config.additional_config or {}).get("sjd")
+        if family is None or engine_settings is None:
+            return
+        names = args.served_model_name or [args.model]
+        state.sjd_images = ImagesService(engine_client, family, SJDConfig.from_mapping(engine_settings), names)
+        await state.sjd_images.load_tokenizer()
+
+
+async def _generate(raw_request: Request) -> Response:
+    request_id = f"img-{uuid.uuid4().hex}"
+    headers = {"x-request-id": request_id}
+    try:
+        service: ImagesService | None = raw_request.app.state.sjd_images
+        if service is None:
+            raise ApiError(
+                400,
+                "this server makes no pictures: it needs a model of an image family that sjd-vllm knows, and "
+                "--speculative-model=[sjd].",
+            )
+        request = ImagesRequest.parse(await _body(raw_request))
+        pictures = service.plan(request)
+        if request.stream:
+            return await _streamed(raw_request, PictureStream(service, request, pictures[0], request_id), headers)
+        answer = await _while_connected(raw_request, service.answer(request, pictures, request_id))
+        return JSONResponse(answer.model_dump(), headers=headers)
+    except ClientGoneError:
+        return Response(status_code=_CLIENT_GONE)
+    except Exception as error:
+        refusal = as_api_error(error)
+        return JSONResponse(refusal.body(), status_code=refusal.status, headers=headers)
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection before the answer."""
+
+
+async def _streamed(raw_request: Request, stream: PictureStream, headers: dict[str, str]) -> Response:
+    """The events, once the engine has taken the request: until then a refusal can still have its own status."""
+    try:
+        await _while_connected(raw_request, stream.wait_for_first_tokens())
+    except BaseException:
+        stream.cancel()
+        raise
+    return PictureEvents(stream, headers)
+
+
+async def _while_connected(raw_request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of some work, which is cancelled when the client goes away. The body must have been read.
+
+    Raises ClientGoneError.
+    """
+    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(raw_request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(raw_request: Request) -> None:
+    while (await raw_request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _body(raw_request: Request) -> bytes:
+    """The request's body. Raises ApiError if it is not said to be JSON, or too large; reads no more than is allowed."""
+    kind = raw_request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, f"the content type must be application/json; got {kind!r}.")
+    body = bytearray()
+    async for chunk in raw_request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes.")
+    return bytes(body)

@@ -1,0 +1,147 @@
+"""Pictures from a running engine, as the images API needs them: planned, decoded, and turned into files."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sjd_vllm.config import ConfigError, SJDConfig
+from sjd_vllm.images.api_answer import (
+    DecodedPicture,
+    ImagesAnswer,
+    PictureAnswer,
+    PictureFile,
+    images_answer,
+    picture_answer,
+)
+from sjd_vllm.images.api_protocol import ApiError, ImagesRequest, setting_error
+from sjd_vllm.images.request import PictureRequest
+from sjd_vllm.models.family import ImageFamily
+
+_GREY = 40  # 0..255, of the rows that a partial picture does not have yet
+_LOGGER = logging.getLogger(__name__)
+
+
+class ImagesService:
+    """Pictures from a running engine.
+
+    Args:
+        engine: vLLM's EngineClient.
+        family: of the served checkpoint.
+        config: the engine's window and strategies.
+        model_names: what `model` may be in a request.
+    """
+
+    def __init__(self, engine: Any, family: ImageFamily, config: SJDConfig, model_names: Sequence[str]) -> None:
+        self._engine = engine
+        self._family = family
+        self._config = config
+        self._model_names = tuple(model_names)
+        # One thread: a pixel decoder uses all cores by itself, and neither the event loop nor the engine waits for it.
+        self._pixels = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sjd-pixels")
+
+    async def load_tokenizer(self) -> None:
+        """Read the prompt's tokenizer, which the first request would otherwise hold up the event loop for."""
+        await asyncio.to_thread(self._family.negative_prompt_token_ids, None, self._family.sizes[0])
+
+    def plan(self, request: ImagesRequest) -> list[PictureRequest]:
+        """The single pictures of a request. Raises ApiError for what cannot be made."""
+        if request.model is not None and request.model not in self._model_names:
+            names = ", ".join(map(repr, self._model_names))
+            raise ApiError(
+                404,
+                f"the model {request.model!r} is not served here; {names} is.",
+                param="model",
+                code="model_not_found",
+            )
+        max_model_len: int = self._engine.vllm_config.model_config.max_model_len
+        try:
+            pictures = request.image_request().pictures(self._family, max_model_len)
+            pictures[0].sjd.check_engine(self._config)
+        except ConfigError as error:
+            raise setting_error(str(error), error.param) from error
+        return pictures
+
+    async def decode(self, picture: PictureRequest, request_id: str) -> AsyncIterator[DecodedPicture]:
+        """The tokens so far, each time that there are new ones, and at last the whole picture with its steps.
+
+        Closing the iterator, or cancelling whoever waits for it, frees both halves in the engine.
+        Raises ApiError if the engine ends the picture early, and vLLM's own errors.
+        """
+        started = time.perf_counter()
+        token_ids: list[int] = []
+        prompt = {"type": "token", "prompt_token_ids": picture.prompt_token_ids}
+        async with aclosing(self._engine.generate(prompt, picture.sampling_params(), request_id)) as outputs:
+            async for output in outputs:
+                completion = output.outputs[0]
+                token_ids.extend(completion.token_ids)
+                num_steps = _num_steps(token_ids, completion.spec_decode_metrics) if output.finished else 0
+                if output.finished and len(token_ids) != picture.num_tokens:
+                    raise ApiError(500, f"the engine ended this picture early ({completion.finish_reason}).")
+                yield DecodedPicture(list(token_ids), num_steps, time.perf_counter() - started)
+
+    async def encode(self, picture: PictureRequest, token_ids: list[int], request: ImagesRequest) -> PictureFile:
+        """The picture file of some tokens, made in another thread; rows that are missing are grey."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pixels, self._encode, picture, token_ids, request)
+
+    async def answer(self, request: ImagesRequest, pictures: list[PictureRequest], request_id: str) -> ImagesAnswer:
+        """All pictures of a request; if one fails, the others are given up too."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._finished(request, picture, f"{request_id}-{index}"))
+                for index, picture in enumerate(pictures)
+            ]
+        return images_answer(request, pictures, [task.result() for task in tasks])
+
+    async def _finished(self, request: ImagesRequest, picture: PictureRequest, request_id: str) -> PictureAnswer:
+        async for decoded in self.decode(picture, request_id):
+            whole = decoded
+        return picture_answer(picture, whole, await self.encode(picture, whole.token_ids, request))
+
+    def _encode(self, picture: PictureRequest, token_ids: list[int], request: ImagesRequest) -> PictureFile:
+        started = time.perf_counter()
+        size = picture.size
+        canvas = np.full((size.height, size.width, 3), _GREY, dtype=np.uint8)
+        if len(self._family.grammar(size).codes(token_ids)):
+            pixels = self._family.decode_pixels([token_ids], size)[0]
+            canvas[: len(pixels)] = pixels
+        options: dict[str, Any] = {}
+        if request.file_format != "png":
+            options["quality"] = 100 if request.output_compression is None else request.output_compression
+        buffer = io.BytesIO()
+        Image.fromarray(canvas).save(buffer, format=request.file_format.upper(), **options)
+        return PictureFile(base64.b64encode(buffer.getvalue()).decode(), time.perf_counter() - started)
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """Whatever went wrong as an answer: our own and vLLM's refusals as they are, anything else without its insides."""
+    from vllm.exceptions import GracefulHTTPError, VLLMClientError
+
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, VLLMClientError):
+        # Its own __str__ puts the parameter behind the message.
+        return setting_error(Exception.__str__(error), getattr(error, "parameter", None))
+    if isinstance(error, GracefulHTTPError):
+        return ApiError(int(error.http_status), error.message)
+    _LOGGER.error("an images request failed", exc_info=error)
+    return ApiError(500, "the server failed on this request; its log says more.")
+
+
+def _num_steps(token_ids: list[int], metrics: Any) -> int:
+    """Forwards that gave these tokens: each gives one more than the drafts it accepted."""
+    histogram: Sequence[int] = metrics.histogram if metrics else ()
+    return len(token_ids) - sum(accepted * count for accepted, count in enumerate(histogram))

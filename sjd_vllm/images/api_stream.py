@@ -1,0 +1,105 @@
+"""One picture as server-sent events: partial pictures from its finished rows, then the whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from sjd_vllm.images.api_answer import DecodedPicture, completed_event, partial_event, picture_answer
+from sjd_vllm.images.api_protocol import ImagesRequest
+from sjd_vllm.images.api_service import ImagesService, as_api_error
+from sjd_vllm.images.request import PictureRequest
+
+
+class PictureStream:
+    """A picture that is decoded in a task of its own, so that making partial pictures never holds up its tokens.
+
+    Must be built inside an event loop, and cancelled at the end, whatever happened.
+    """
+
+    def __init__(
+        self, service: ImagesService, request: ImagesRequest, picture: PictureRequest, request_id: str
+    ) -> None:
+        self._service = service
+        self._request = request
+        self._picture = picture
+        self._request_id = request_id
+        self._states: asyncio.Queue[DecodedPicture | Exception] = asyncio.Queue()
+        self._has_begun = asyncio.Event()
+        self._error: Exception | None = None
+        self._task = asyncio.create_task(self._decode())
+
+    async def wait_for_first_tokens(self) -> None:
+        """Return once the engine has taken the request; raises what it was refused with."""
+        await self._has_begun.wait()
+        if self._error is not None:
+            raise self._error
+
+    def cancel(self) -> None:
+        """Free the picture in the engine, if it is there still."""
+        self._task.cancel()
+
+    async def events(self) -> AsyncIterator[str]:
+        """The events as text; the last one is the whole picture or an error."""
+        num_partials = 0
+        try:
+            while True:
+                state = await self._states.get()
+                if isinstance(state, Exception):
+                    raise state
+                file = await self._service.encode(self._picture, state.token_ids, self._request)
+                if len(state.token_ids) == self._picture.num_tokens:
+                    answer = picture_answer(self._picture, state, file)
+                    completed = completed_event(self._request, self._picture, answer)
+                    yield _event(completed.type, completed.model_dump())
+                    return
+                partial = partial_event(self._request, self._picture, num_partials, file)
+                yield _event(partial.type, partial.model_dump())
+                num_partials += 1
+        except Exception as error:
+            yield _event("error", {"type": "error", **as_api_error(error).body()})
+
+    async def _decode(self) -> None:
+        due = partial_token_counts(self._picture.num_tokens, self._request.partial_images or 0)
+        try:
+            async for state in self._service.decode(self._picture, self._request_id):
+                self._has_begun.set()
+                num_tokens = len(state.token_ids)
+                is_whole = num_tokens == self._picture.num_tokens
+                is_due = bool(due) and num_tokens >= due[0]
+                # Tokens may come in bunches; a partial picture that the same bunch overtakes is left out.
+                due = [count for count in due if count > num_tokens]
+                if is_due or is_whole:
+                    self._states.put_nowait(state)
+        except Exception as error:
+            self._error = error
+            self._states.put_nowait(error)
+            self._has_begun.set()
+
+
+class PictureEvents(StreamingResponse):
+    """The answer that sends a stream's events, and frees the picture when it ends or the client goes away."""
+
+    def __init__(self, stream: PictureStream, headers: dict[str, str]) -> None:
+        super().__init__(stream.events(), media_type="text/event-stream", headers=headers)
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._stream.cancel()
+
+
+def partial_token_counts(num_tokens: int, num_partials: int) -> list[int]:
+    """After how many tokens a partial picture is due: evenly spread over the picture."""
+    return [num_tokens * (index + 1) // (num_partials + 1) for index in range(num_partials)]
+
+
+def _event(name: str, data: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"

@@ -1,0 +1,85 @@
+"""`sjd-vllm serve`: vLLM's own server with speculative Jacobi decoding and the images API switched on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+from sjd_vllm.config import FIRST_GUESS_NAMES, MAX_WINDOW, REDRAFT_NAMES, SJDConfig, check_int
+from sjd_vllm.images.environment import prepare_server_environment
+from sjd_vllm.images.flags import Parser, add_model_flag
+
+_PLUGIN = "sjd_vllm"
+_DEFAULTS = SJDConfig()
+
+
+def add_flags(parser: Parser) -> None:
+    """The flags of this command; everything behind `--` is vLLM's."""
+    add_model_flag(parser)
+    parser.add_argument(
+        "--num-speculative-tokens",
+        type=int,
+        metavar="N",
+        help=f"draft tokens in the window, 0 to {MAX_WINDOW} ({_DEFAULTS.num_speculative_tokens})",
+    )
+    parser.add_argument(
+        "--redraft",
+        metavar="NAME",
+        help=f"how drafts are refreshed: {', '.join(REDRAFT_NAMES)} ({_DEFAULTS.redraft})",
+    )
+    parser.add_argument(
+        "--first-guess",
+        metavar="NAME",
+        help=f"how new drafts are made: {', '.join(FIRST_GUESS_NAMES)} ({_DEFAULTS.first_guess})",
+    )
+    parser.add_argument("--max-batch-size", type=int, default=16, metavar="N", help="pictures decoded at once (16)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on (8000)")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks of errors")
+    parser.add_argument("vllm_flags", nargs="*", metavar="-- VLLM_FLAGS", help="any flags of `vllm serve`")
+    parser.set_defaults(unknown_hint=" Flags of `vllm serve` go behind -- at the end.")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the settings and become `vllm serve`."""
+    check_int("max_batch_size", args.max_batch_size, 1, 1024)
+    check_int("port", args.port, 1, 65_535)
+    prepare_server_environment()
+    from sjd_vllm.images.engine import engine_settings
+    from sjd_vllm.images.pipeline import ImagePipeline
+
+    # Checks the model and the settings; its engine is never started.
+    pipeline = ImagePipeline(
+        args.model,
+        num_speculative_tokens=args.num_speculative_tokens,
+        redraft=args.redraft,
+        first_guess=args.first_guess,
+        max_batch_size=args.max_batch_size,
+    )
+    settings = {
+        **engine_settings(pipeline.model, pipeline.config, args.max_batch_size, pipeline.max_model_len),
+        "served_model_name": "demo" if args.model is None else pipeline.model.resolve().name,
+        "host": args.host,
+        "port": args.port,
+    }
+    allowed = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
+    os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*allowed, _PLUGIN]))
+    sys.argv = ["vllm", "serve", str(pipeline.model), *vllm_flags(settings), *args.vllm_flags]
+    from vllm.entrypoints.cli.main import main
+
+    main()
+    return 0
+
+
+def vllm_flags(settings: dict[str, object]) -> list[str]:
+    """Fields of `vllm.EngineArgs` as flags of `vllm serve`."""
+    flags: list[str] = []
+    for name, value in settings.items():
+        dashed = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{dashed}" if value else f"--no-{dashed}")
+        else:
+            flags += [f"--{dashed}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return flags
