@@ -19,7 +19,7 @@ NUM_PROMPTS = 3
 
 
 def _run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=400)
+    return subprocess.run([COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=580)
 
 
 @pytest.fixture(scope="module")
