@@ -13,7 +13,7 @@ from sjd_vllm.demo.encode import psnr, to_pixels
 from sjd_vllm.demo.export import sjd_config
 from sjd_vllm.demo.landscapes import render
 from sjd_vllm.demo.scorer import Scorer, accuracies
-from sjd_vllm.demo.train_decoder import image_loss
+from sjd_vllm.demo.train_decoder import token_losses
 from sjd_vllm.models.demo.vq import DemoVQ
 
 FRESH_SEED = 424_242  # of pictures that no training saw
@@ -51,9 +51,9 @@ def test_it_predicts_fresh_pictures_from_their_captions(fresh, vq) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
     images = tokens.image_ids(vq.encode(pixels[:8]).numpy())
     with torch.no_grad():
-        right = image_loss(model, tokenizer(texts[:8])["input_ids"], images)
-        without = image_loss(model, tokenizer([""] * 8)["input_ids"], images)
-        wrong = image_loss(model, tokenizer(texts[8:16])["input_ids"], images)
+        right = token_losses(model, tokenizer(texts[:8])["input_ids"], images).mean()
+        without = token_losses(model, tokenizer([""] * 8)["input_ids"], images).mean()
+        wrong = token_losses(model, tokenizer(texts[8:16])["input_ids"], images).mean()
     assert right < 4.0  # nats a token; a uniform guess costs 6.9
     assert right < without < wrong
 

@@ -39,14 +39,14 @@ def test_a_killed_run_ends_where_an_unbroken_one_ends(pool: Path, tmp_path: Path
     unbroken = run("unbroken")
     calls = []
 
-    def image_loss_killed_in_step_3(*arguments):
+    def forward_killed_in_step_3(*arguments):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return original(*arguments)
 
-    original = train_decoder.image_loss
-    monkeypatch.setattr(train_decoder, "image_loss", image_loss_killed_in_step_3)
+    original = train_decoder.DecoderInTraining.forward
+    monkeypatch.setattr(train_decoder.DecoderInTraining, "forward", forward_killed_in_step_3)
     with pytest.raises(KeyboardInterrupt):
         run("killed")
     resumed = run("killed")
