@@ -24,7 +24,7 @@ from sjd_vllm.demo.scorer import Scorer, accuracies
 from sjd_vllm.images.sheet import contact_sheet
 from sjd_vllm.models.demo.vq import DemoVQ
 
-_NUM_ON_SHEET = 36
+_NUM_ON_SHEET = 16
 _ENLARGEMENT = 2
 
 
