@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,10 @@ def test_plain_decoding_and_readable_output(prompts: list[str], tmp_path: Path) 
 def test_ctrl_c_is_quiet(painter: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = [COMMAND, "generate", "a red house", "--n", "100", "--model", str(painter), "-o", str(output)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A shell's background jobs, and whatever they start, ignore the signal unless told otherwise.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         said = ""
