@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from live_server import live_server, metric, wait_until_idle
 from sjd_vllm.demo import checkpoint_path
 from sjd_vllm.models.family import load_family
 
@@ -26,40 +20,11 @@ GRAMMAR = FAMILY.grammar(SIZE)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    vllm = shutil.which("vllm", path=str(Path(sys.executable).parent))
-    assert vllm is not None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1"}
-    flags = ["--speculative-model=[sjd]", "--num-speculative-tokens", "16", "--served-model-name", "demo"]
+    sjd = ["--speculative-model=[sjd]", "--num-speculative-tokens", "16"]
     limits = ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", str(256 << 20), "--max-num-seqs", "8"]
-    command = [vllm, "serve", str(checkpoint_path()), *flags, *limits, "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-            _wait_until_healthy(client, process, log)
-            yield client
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _wait_until_healthy(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            if client.get("/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(f"no answer in two minutes\n{log.read_text()[-3000:]}")
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with live_server(["vllm", "serve", str(checkpoint_path()), *sjd, *limits], log) as client:
+        yield client
 
 
 def request(**settings: Any) -> dict[str, Any]:
@@ -71,7 +36,7 @@ def request(**settings: Any) -> dict[str, Any]:
         **settings.pop("vllm_xargs", {}),
     }
     return {
-        "model": "demo",
+        "model": str(checkpoint_path()),
         "prompt": FAMILY.prompt_token_ids("a red house on a meadow at sunset", SIZE),
         "temperature": 1.0,
         "top_k": 100,
@@ -82,21 +47,6 @@ def request(**settings: Any) -> dict[str, Any]:
     }
 
 
-def gauge(server: httpx.Client, name: str) -> float:
-    lines = [line for line in server.get("/metrics").text.splitlines() if line.startswith(name)]
-    assert lines, name
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
-
-
-def wait_until_idle(server: httpx.Client) -> None:
-    for _ in range(100):
-        busy = [gauge(server, f"vllm:{name}") for name in ("num_requests_running", "num_requests_waiting")]
-        if busy == [0, 0] and gauge(server, "vllm:kv_cache_usage_perc") == 0:
-            return
-        time.sleep(0.1)
-    raise AssertionError("requests or KV blocks are left")
-
-
 def test_a_guided_picture_over_http(server: httpx.Client) -> None:
     answer = server.post("/v1/completions", json=request()).json()
     choice = answer["choices"][0]
@@ -104,7 +54,7 @@ def test_a_guided_picture_over_http(server: httpx.Client) -> None:
     assert choice["finish_reason"] == "stop"
     again = server.post("/v1/completions", json=request()).json()
     assert again["choices"][0]["token_ids"] == choice["token_ids"]
-    assert gauge(server, "vllm:spec_decode_num_accepted_tokens_total") > 0
+    assert metric(server, "vllm:spec_decode_num_accepted_tokens_total") > 0
 
 
 @pytest.mark.parametrize(
@@ -129,7 +79,7 @@ def test_bad_input_gets_an_openai_error_object(server: httpx.Client, settings: d
 def test_a_client_that_goes_away_leaves_nothing(server: httpx.Client) -> None:
     with server.stream("POST", "/v1/completions", json=request(stream=True)) as stream:
         next(stream.iter_lines())
-        assert gauge(server, "vllm:num_requests_running") == 1  # the pair counts as one
+        assert metric(server, "vllm:num_requests_running") == 1  # the pair counts as one
     wait_until_idle(server)
     answer = server.post("/v1/completions", json=request(n=2)).json()
     assert [len(choice["token_ids"]) for choice in answer["choices"]] == [GRAMMAR.num_tokens] * 2
