@@ -1,6 +1,7 @@
-"""Every private name of vLLM that this package relies on, with the reason, checked on vLLM 0.32.
+"""Every class and method inside vLLM that this package relies on, with the reason, checked on vLLM 0.32.
 
-A contract test resolves each; when vLLM moves one, the test names it.
+A contract test resolves each; when vLLM moves one, the test names it. Attributes that exist on instances only (queues,
+the batch, the set of requests to be failed) cannot be resolved so; the engine's own tests go through all of them.
 """
 
 from __future__ import annotations
