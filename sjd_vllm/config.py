@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-REDRAFT_NAMES = ("coupled", "resample", "gumbel", "reuse", "reuse_biased")
+GUMBEL = "gumbel"
+REDRAFT_NAMES = (GUMBEL, "coupled", "resample", "reuse", "reuse_biased")
 FIRST_GUESS_NAMES = ("uniform", "repeat_left", "repeat_above", "left_probs", "above_probs")
 # vLLM's own rejection sampler, which a GPU runs while it profiles memory, asserts at most 128 drafts.
 MAX_WINDOW = 128
@@ -67,6 +68,16 @@ def check_guidance_scale(value: object) -> None:
         )
 
 
+def _check_first_guess(redraft: str, first_guess: str) -> None:
+    if redraft == GUMBEL and first_guess != FIRST_GUESS_NAMES[0]:
+        others = ", ".join(name for name in REDRAFT_NAMES if name != GUMBEL)
+        raise ConfigError(
+            "first_guess",
+            f"first_guess {first_guess!r} is for the redrafts {others}; {GUMBEL} makes its first drafts "
+            f"{FIRST_GUESS_NAMES[0]}.",
+        )
+
+
 def _reject_unknown(cls: type, given: Iterable[str]) -> None:
     known = [field.name for field in dataclasses.fields(cls)]
     for key in given:
@@ -80,14 +91,20 @@ class SJDConfig:
     """Settings of one engine; each is the default of the request setting of the same name."""
 
     num_speculative_tokens: int = 32  # draft tokens in the window, 0..128; 0 is plain decoding
-    redraft: str = "coupled"  # how uncommitted drafts are refreshed, one of REDRAFT_NAMES
+    redraft: str = GUMBEL  # how uncommitted drafts are refreshed, one of REDRAFT_NAMES
     first_guess: str = "uniform"  # how drafts for new slots are made, one of FIRST_GUESS_NAMES
+    adaptive_window: bool = True  # under `gumbel`, shorten the window where load makes drafts cost more than they gain
     reuse_threshold: float = 0.8  # of `reuse` and `reuse_biased`: keep a draft x when p(x)/q(x) exceeds this; > 0
 
     def __post_init__(self) -> None:
         check_window("num_speculative_tokens", self.num_speculative_tokens)
         check_choice("redraft", self.redraft, REDRAFT_NAMES)
         check_choice("first_guess", self.first_guess, FIRST_GUESS_NAMES)
+        if not isinstance(self.adaptive_window, bool):
+            raise ConfigError(
+                "adaptive_window", f"adaptive_window must be true or false; got {self.adaptive_window!r}."
+            )
+        _check_first_guess(self.redraft, self.first_guess)
         threshold = self.reuse_threshold
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 < threshold < math.inf:
             raise ConfigError("reuse_threshold", f"reuse_threshold must be a number above 0; got {threshold!r}.")
@@ -171,8 +188,24 @@ class SJDParams:
             out["negative_prompt_token_ids"] = list(out["negative_prompt_token_ids"])
         return out
 
+    def redraft_of(self, config: SJDConfig) -> str:
+        """The refresh in force on an engine."""
+        return self.redraft or config.redraft
+
+    def first_guess_of(self, config: SJDConfig) -> str:
+        """The first guess in force on an engine."""
+        if self.redraft_of(config) == GUMBEL:
+            return FIRST_GUESS_NAMES[0]
+        return self.first_guess or config.first_guess
+
+    def is_adaptive(self, config: SJDConfig) -> bool:
+        """Whether the engine may shorten the window by load: none was asked for, and tokens do not depend on it."""
+        return config.adaptive_window and self.num_speculative_tokens is None and self.redraft_of(config) == GUMBEL
+
     def check_engine(self, config: SJDConfig) -> None:
-        """Raise ConfigError if the request asks for a longer window than the engine was started with."""
+        """Raise ConfigError for what the engine, as it was started, cannot do: a longer window, clashing strategies."""
+        if self.first_guess is not None:
+            _check_first_guess(self.redraft_of(config), self.first_guess)
         if (self.num_speculative_tokens or 0) > config.num_speculative_tokens:
             raise ConfigError(
                 "num_speculative_tokens",

@@ -1,7 +1,7 @@
 """Speculative Jacobi decoding of any next-token function: the executable specification, and a public check.
 
-It runs the same `process_target` and `jacobi_step` as an engine does, around a function of the prefix in
-place of a model, so its samples can be compared with a distribution that is known.
+It runs the same `gumbel_choices` and `sweep`, or `process_target` and `jacobi_step`, as an engine does, around a
+function of the prefix in place of a model, so its samples can be compared with a distribution that is known.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from .first_guess import FirstGuess, get_first_guess
+from .fixed_noise import gumbel_choices, sweep
 from .prefix_guess import PrefixFunction, PrefixGuess
-from .randomness import CounterNoise
+from .randomness import CounterNoise, uniform_choice
 from .redraft import Redraft, get_redraft
 from .step import jacobi_step
 from .target import process_target
 from .window import Context, DraftWindow
 
 LogitsFunction = Callable[[list[list[int]]], Tensor]
+GUMBEL = "gumbel"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def decode(
     *,
     window: int,
     seed: int,
-    redraft: str | Redraft = "coupled",
+    redraft: str | Redraft = GUMBEL,
     first_guess: str | FirstGuess | PrefixFunction = "uniform",
     temperature: float = 1.0,
     top_k: int = 0,
@@ -57,10 +59,10 @@ def decode(
         [len(prefixes), V]. It must be a function of the prefix; equal prefixes are asked for once a step.
     window: drafts scored at once; 0 is plain sampling.
     seed: sequence i uses seed + i and depends on nothing else, so it equals sequence 0 of seed + i.
-    redraft: a name (coupled, resample, gumbel, reuse, reuse_biased) or a strategy.
+    redraft: a name (gumbel, coupled, resample, reuse, reuse_biased) or a strategy.
     first_guess: a name (uniform, repeat_left, repeat_above, left_probs, above_probs), a strategy, or a
         function of the prefix (committed tokens and drafts left of the slot) that returns draft
-        probabilities [V] or one token id.
+        probabilities [V] or one token id. With gumbel it is uniform.
     temperature, top_k, top_p: as in `process_target`; top_k 0 or -1 and top_p 1 are off.
     allowed_token_ids: the legal tokens at every position; None: all.
     uncond_logits, guidance_scale: a second function of the prefix and the guidance scale.
@@ -76,12 +78,56 @@ def decode(
     _check_sampling(temperature, top_p, guidance_scale, uncond_logits is not None)
     if row_stride is not None:
         row_stride = _whole("row_stride", row_stride, at_least=1)
+    model = _Model(next_token_logits, uncond_logits, guidance_scale, temperature, top_k, top_p, allowed_token_ids)
+    if redraft == GUMBEL:
+        if first_guess != "uniform":
+            raise ValueError(f"gumbel makes its first drafts uniform; got first_guess {first_guess!r}")
+        return _decode_with_fixed_noise(model, num_tokens, window, seed, num_sequences)
     redraft = get_redraft(redraft) if isinstance(redraft, str) else redraft
     if not isinstance(redraft, Redraft):
         raise ValueError(f"redraft must be a name or a Redraft, got {redraft!r}")
     first_guess = _as_first_guess(first_guess, num_tokens)
+    return _decode_by_rejection(model, num_tokens, window, seed, num_sequences, redraft, first_guess, row_stride)
 
-    model = _Model(next_token_logits, uncond_logits, guidance_scale, temperature, top_k, top_p, allowed_token_ids)
+
+def _decode_with_fixed_noise(
+    model: _Model, num_tokens: int, window: int, seed: int, num_sequences: int
+) -> DecodeResult:
+    model.inspect()
+    seeds = seed + torch.arange(num_sequences)
+    legal = model.legal_ids
+    every = torch.arange(num_tokens).expand(num_sequences, -1)
+    counts = torch.full_like(every, len(legal))
+    drafts = legal[uniform_choice(counts, seeds=seeds[:, None].expand_as(every), positions=every)]
+    accepted_per_step: list[list[int]] = [[] for _ in range(num_sequences)]
+
+    live = torch.arange(num_sequences)  # sequences that still need tokens
+    positions = torch.zeros(num_sequences, dtype=torch.long)
+    while len(live):
+        num_rows = (num_tokens - positions[live]).clamp(max=window + 1)
+        starts = num_rows.cumsum(0) - num_rows
+        rows = live.repeat_interleave(num_rows)
+        row_positions = positions[rows] + torch.arange(len(rows)) - starts.repeat_interleave(num_rows)
+        prefixes = [drafts[row, :end].tolist() for row, end in zip(rows.tolist(), row_positions.tolist(), strict=True)]
+        num_final = sweep(drafts, rows, row_positions, model.choices(prefixes, seeds[rows], row_positions), starts)
+        for sequence, count in zip(live.tolist(), num_final.tolist(), strict=True):
+            accepted_per_step[sequence].append(count - 1)
+        positions[live] += num_final
+        live = (positions < num_tokens).nonzero()[:, 0]
+    num_steps = torch.tensor([len(accepted) for accepted in accepted_per_step])
+    return DecodeResult(drafts, num_steps, accepted_per_step)
+
+
+def _decode_by_rejection(
+    model: _Model,
+    num_tokens: int,
+    window: int,
+    seed: int,
+    num_sequences: int,
+    redraft: Redraft,
+    first_guess: FirstGuess,
+    row_stride: int | None,
+) -> DecodeResult:
     token_ids = torch.full((num_sequences, num_tokens), -1, dtype=torch.long)
     num_steps = torch.zeros(num_sequences, dtype=torch.long)
     accepted_per_step: list[list[int]] = [[] for _ in range(num_sequences)]
@@ -154,6 +200,38 @@ class _Model:
         if self._allowed is not None:
             self._legal = _legal_columns(self._allowed, self._num_columns)
         return self._num_columns, logits.dtype
+
+    @property
+    def legal_ids(self) -> Tensor:
+        """The legal tokens, long, ascending."""
+        assert self._num_columns is not None
+        return torch.arange(self._num_columns) if self._legal is None else self._legal.nonzero()[:, 0]
+
+    def choices(self, prefixes: list[list[int]], seeds: Tensor, positions: Tensor) -> Tensor:
+        """What the noise of `seeds` and `positions` [N] picks after each prefix -> long [N]."""
+        index_of: dict[tuple[int, ...], int] = {}
+        index = [index_of.setdefault(tuple(prefix), len(index_of)) for prefix in prefixes]
+        known = [list(prefix) for prefix in index_of]
+        legal = self.legal_ids
+        logits = self._ask(self._cond, "next_token_logits", known)[:, legal][index]
+        uncond, scale = None, None
+        if self._uncond is not None:
+            uncond = self._ask(self._uncond, "uncond_logits", known).to(logits.dtype)[:, legal][index]
+            scale = torch.full((len(index),), self._guidance_scale, dtype=torch.float64)
+        chosen = gumbel_choices(
+            logits,
+            legal,
+            seeds=seeds,
+            positions=positions,
+            uncond_logits=uncond,
+            guidance_scale=scale,
+            temperature=torch.full((len(index),), self._temperature, dtype=torch.float64),
+            top_k=self._top_k if self._top_k > 0 else None,
+            top_p=torch.full((len(index),), self._top_p, dtype=torch.float64) if self._top_p < 1 else None,
+        )
+        if bool((chosen < 0).any()):
+            raise ValueError("next_token_logits left no allowed token with a finite logit after some prefix")
+        return chosen
 
     def legal_at(self, positions: Tensor) -> Tensor | None:
         """Legal columns [R, N, V] of any positions [R, N]: the same everywhere."""

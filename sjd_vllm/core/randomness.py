@@ -22,7 +22,6 @@ class Purpose(IntEnum):
     KEEP = 2  # whether a refresh keeps an uncommitted draft
     REDRAFT = 3  # a fresh draw for an uncommitted slot
     FIRST_GUESS = 4  # the first draft of a new slot
-    GUMBEL = 5  # per-column noise that is fixed for a position through all iterations
 
 
 class Randomness(Protocol):
@@ -35,12 +34,6 @@ class Randomness(Protocol):
         """One column for each row of non-negative `weights` [..., V], in proportion to them -> long [...].
 
         A row without mass (or with NaN) gives -1, which is no token.
-        """
-
-    def draw_gumbel(self, probs: Tensor, *, positions: Tensor, where: Tensor) -> Tensor:
-        """argmax over columns of log(probs) + g, with Gumbel noise g fixed per (seed, position, column) -> [...].
-
-        A row without mass (or with NaN) gives -1.
         """
 
 
@@ -61,9 +54,7 @@ class CounterNoise:
             raise ValueError(
                 f"seeds and iterations must both be [R], got {tuple(seeds.shape)} and {tuple(iterations.shape)}"
             )
-        seed_key = _mix(seeds * _GAMMA + _SEED_SALT)
-        self._gumbel_key = _mix(seed_key ^ _GUMBEL_SALT)
-        self._step_key = _mix(seed_key + iterations * _ITERATION_GAMMA)
+        self._step_key = _mix(_seed_key(seeds) + iterations * _ITERATION_GAMMA)
 
     def accept(self, target: Tensor, draft: Tensor, *, purpose: Purpose, positions: Tensor, where: Tensor) -> Tensor:
         # u < 1 strictly, so target == draft is always accepted; a product, so nothing is divided by zero
@@ -83,20 +74,30 @@ class CounterNoise:
         column = torch.where(weights.gather(-1, column) > 0, column, heaviest)
         return torch.where(total > 0, column, -1).squeeze(-1)
 
-    def draw_gumbel(self, probs: Tensor, *, positions: Tensor, where: Tensor) -> Tensor:
-        if probs.shape[-1] == 0 or positions.numel() == 0:
-            return torch.full_like(positions, -1)
-        columns = torch.arange(probs.shape[-1], device=probs.device)
-        position_key = _mix(_per_request(self._gumbel_key, positions) + positions * _GAMMA)
-        u = _to_unit(_mix(position_key[..., None] + columns * _GAMMA), probs.dtype)
-        # argmax(log p + g) with g = -log(-log(1-u)) is argmax(p / e) with e = -log(1-u), an exponential race
-        race = probs / torch.log1p(-u).neg_().clamp_(min=torch.finfo(probs.dtype).tiny)
-        best, column = race.max(-1)
-        return torch.where(best > 0, column, -1)
-
     def _uniform(self, purpose: Purpose, positions: Tensor, dtype: torch.dtype) -> Tensor:
         counter = positions * len(Purpose) + int(purpose)
         return _to_unit(_mix(_per_request(self._step_key, positions) + counter * _GAMMA), dtype)
+
+
+def gumbel_noise(seeds: Tensor, positions: Tensor, token_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gumbel noise that is fixed for each (seed, position, token) -> [N, V].
+
+    seeds, positions: long [N]. token_ids: long [V], the same in every row, or [N, V].
+    """
+    key = _mix(_mix(_seed_key(seeds) ^ _GUMBEL_SALT) + positions * _GAMMA)
+    u = _to_unit(_mix(key[:, None] + token_ids * _GAMMA), dtype)
+    # -log(-log(1 - u)) and not -log(-log(u)): large noise, which wins, comes from small u, where the grain is finest
+    return torch.log1p(-u).neg_().clamp_(min=torch.finfo(dtype).tiny).log_().neg_()
+
+
+def uniform_choice(counts: Tensor, *, seeds: Tensor, positions: Tensor) -> Tensor:
+    """An index below each count (>= 1), equally likely, fixed for each (seed, position); all long, of one shape."""
+    bits = _mix(_mix(_seed_key(seeds) ^ _FIRST_DRAFT_SALT) + positions * _GAMMA)
+    return _shift(bits, 1) % counts
+
+
+def _seed_key(seeds: Tensor) -> Tensor:
+    return _mix(seeds * _GAMMA + _SEED_SALT)
 
 
 def _wrapped(value: int) -> int:
@@ -108,6 +109,7 @@ _GAMMA = _wrapped(0x9E3779B97F4A7C15)
 _ITERATION_GAMMA = _wrapped(0xD1B54A32D192ED03)
 _SEED_SALT = _wrapped(0x8BB84B93962EACC9)
 _GUMBEL_SALT = _wrapped(0x2D358DCCAA6C78A5)
+_FIRST_DRAFT_SALT = _wrapped(0xA0761D6478BD642F)
 _MIX_1 = _wrapped(0xBF58476D1CE4E5B9)
 _MIX_2 = _wrapped(0x94D049BB133111EB)
 

@@ -81,20 +81,6 @@ class Coupled(Redraft):
         return torch.where(keep, pad(window.tokens, (0, 1)), drawn), target_probs
 
 
-class Gumbel(Redraft):
-    """x' = argmax(log p + g) with g fixed per absolute position and used for nothing else; q' = p.
-
-    Similar distributions pick the same column, so most drafts stay, though fewer than under `Coupled`.
-    """
-
-    name = "gumbel"
-
-    def refresh(
-        self, window: DraftWindow, target_probs: Tensor, *, positions: Tensor, where: Tensor, randomness: Randomness
-    ) -> tuple[Tensor, Tensor]:
-        return randomness.draw_gumbel(target_probs, positions=positions, where=where), target_probs
-
-
 class Reuse(Redraft):
     """Keep x when p(x) > threshold * q(x), else draw from p (SJD++, arXiv 2512.07503), made exact.
 
@@ -152,7 +138,6 @@ class ReuseBiased(Reuse):
 _REDRAFTS: dict[str, Callable[[float], Redraft]] = {
     Coupled.name: lambda threshold: Coupled(),
     Resample.name: lambda threshold: Resample(),
-    Gumbel.name: lambda threshold: Gumbel(),
     Reuse.name: Reuse,
     ReuseBiased.name: ReuseBiased,
 }

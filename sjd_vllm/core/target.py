@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_COLDEST = 1e-30  # dividing by less overflows float32; nothing but equals shares the mass long before
+COLDEST = 1e-30  # dividing by less overflows float32; nothing but equals shares the mass long before
 
 
 def process_target(
@@ -39,7 +39,7 @@ def process_target(
         raise ValueError("uncond_logits and guidance_scale belong together: give both or neither")
     mixed = logits
     if uncond_logits is not None and guidance_scale is not None:
-        mixed = _mix_guidance(logits, uncond_logits, guidance_scale[:, None, None].to(logits.dtype))
+        mixed = mix_guidance(logits, uncond_logits, guidance_scale[:, None, None].to(logits.dtype))
     if legal is not None:
         mixed = mixed.masked_fill(~legal, -torch.inf)
 
@@ -47,9 +47,9 @@ def process_target(
     is_greedy = None
     if temperature is not None:
         is_greedy = (temperature <= 0)[:, None, None]
-        scaled = mixed / temperature.to(mixed.dtype).clamp(min=_COLDEST)[:, None, None]
+        scaled = mixed / temperature.to(mixed.dtype).clamp(min=COLDEST)[:, None, None]
     if top_k is not None or top_p is not None:
-        scaled = _keep_top(scaled, top_k, top_p, max_top_k)
+        scaled = keep_top(scaled, top_k, top_p, max_top_k)
 
     probs = scaled.softmax(-1)
     if is_greedy is not None:
@@ -77,14 +77,18 @@ def validate_legal(legal: Tensor, lengths: Tensor | None = None) -> None:
         )
 
 
-def _mix_guidance(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
+def mix_guidance(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
+    """uncond + scale * (cond - uncond); scale [R, ...] broadcasts over the columns, and 1 gives exactly `cond`."""
     mixed = torch.sub(cond, uncond).mul_(scale).add_(uncond)
     # scale 1 must not even differ by rounding; -inf - -inf would be NaN where both models forbid a column
     return torch.where((scale == 1) | (cond == -torch.inf), cond, mixed)
 
 
-def _keep_top(logits: Tensor, top_k: Tensor | int | None, top_p: Tensor | None, max_top_k: int | None) -> Tensor:
-    """-inf outside the columns that top-k, then top-p, leave. Both come down to one count for each slot."""
+def keep_top(logits: Tensor, top_k: Tensor | int | None, top_p: Tensor | None, max_top_k: int | None) -> Tensor:
+    """-inf outside the columns that top-k, then top-p, leave; arguments as in `process_target`.
+
+    Both come down to one count for each slot.
+    """
     num_columns = logits.shape[-1]
     if isinstance(top_k, int):
         if not 0 < top_k < num_columns:

@@ -132,8 +132,10 @@ def describe(scene: Scene, rng: np.random.Generator, omit_probability: float = 0
         rng: picks the phrasing.
         omit_probability: chance that each part is left unsaid (training uses it so that short prompts work).
     """
-    said = {name: _choose(rng, phrases[getattr(scene, name)]) if getattr(scene, name) in phrases else ""
-            for name, phrases in _PHRASES.items()}
+    said = {
+        name: _choose(rng, phrases[getattr(scene, name)]) if getattr(scene, name) in phrases else ""
+        for name, phrases in _PHRASES.items()
+    }
     if said["object"]:
         said["object"] += " " + _choose(rng, _PLACE_PHRASES[scene.object_place])
     light = "moon" if scene.time == "night" else "sun"

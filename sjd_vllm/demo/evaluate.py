@@ -73,15 +73,18 @@ def format_table(scores: dict[str, dict[str, float]]) -> str:
     """The scores as a Markdown table."""
     columns = [name for name in next(iter(scores.values())) if name != "psnr"]
     lines = ["| | " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {row} | " + " | ".join(f"{values[name]:.3f}" for name in columns) + " |"
-              for row, values in scores.items()]
+    lines += [
+        f"| {row} | " + " | ".join(f"{values[name]:.3f}" for name in columns) + " |" for row, values in scores.items()
+    ]
     return "\n".join(lines)
 
 
 def _save_sheet(pixels: torch.Tensor, path: Path) -> None:
     images = [Image.fromarray(image.transpose(1, 2, 0)) for image in to_images(pixels[:_NUM_ON_SHEET])]
-    large = [image.resize((image.width * _ENLARGEMENT, image.height * _ENLARGEMENT), Image.Resampling.BICUBIC)
-             for image in images]
+    large = [
+        image.resize((image.width * _ENLARGEMENT, image.height * _ENLARGEMENT), Image.Resampling.BICUBIC)
+        for image in images
+    ]
     contact_sheet(large).save(path, optimize=True)
 
 

@@ -41,8 +41,12 @@ def export_checkpoint(model: LlamaForCausalLM, vq: DemoVQ, scorer: Scorer, folde
         model.float()
         _add_to_json(fresh / "config.json", {"sjd": sjd_config()})
         GenerationConfig(
-            bos_token_id=tokens.BOS_ID, pad_token_id=tokens.PAD_ID, eos_token_id=tokens.EOI_ID,
-            do_sample=True, temperature=DEFAULTS["temperature"], top_k=DEFAULTS["top_k"],
+            bos_token_id=tokens.BOS_ID,
+            pad_token_id=tokens.PAD_ID,
+            eos_token_id=tokens.EOI_ID,
+            do_sample=True,
+            temperature=DEFAULTS["temperature"],
+            top_k=DEFAULTS["top_k"],
             max_new_tokens=tokens.NUM_GENERATED,
         ).save_pretrained(fresh)
         tokens.build_tokenizer().save_pretrained(fresh)

@@ -109,7 +109,12 @@ def _clouds(canvas: Array, light: Daylight, glow: Array, horizon: float, rng: np
 
 
 def _mountains(
-    canvas: Array, scene: Scene, light_x: float, haze_colour: Array, ambient: Array, horizon: float,
+    canvas: Array,
+    scene: Scene,
+    light_x: float,
+    haze_colour: Array,
+    ambient: Array,
+    horizon: float,
     rng: np.random.Generator,
 ) -> None:
     """Ridges from far to near: (kind, relief, height of the mean ridge, haze)."""
@@ -126,8 +131,15 @@ def _mountains(
 
 
 def _ridge(
-    canvas: Array, kind: str, relief: float, base: float, haze: float, lit_side: float, haze_colour: Array,
-    ambient: Array, rng: np.random.Generator,
+    canvas: Array,
+    kind: str,
+    relief: float,
+    base: float,
+    haze: float,
+    lit_side: float,
+    haze_colour: Array,
+    ambient: Array,
+    rng: np.random.Generator,
 ) -> None:
     if kind in ("snowy", "rocky"):  # folding a random line at zero gives pointed peaks
         profile = 0.8 - 1.3 * np.abs(textures.line(rng, 1.75, 2)) + 0.12 * textures.line(rng, 0.9, 12)

@@ -30,7 +30,12 @@ def run_steps(
     first_step = _restore(path, parts)
     is_first_worker = parallel.rank() == 0
     progress = trange(
-        first_step, num_steps, desc=name, initial=first_step, total=num_steps, mininterval=5,
+        first_step,
+        num_steps,
+        desc=name,
+        initial=first_step,
+        total=num_steps,
+        mininterval=5,
         disable=not is_first_worker,
     )
     means: dict[str, float] = {}

@@ -119,12 +119,14 @@ def _boat(brush: Brush, x: float, y: float, size: float, rng: np.random.Generato
     above = brush.patch(x, y, half_width + 1, height + 1, 1)
     for patch, opacity in ((mirrored, 0.4), (above, 1.0)):
         across = patch.x * side
-        hull = np.minimum(np.minimum(-patch.y, patch.y + 3.3 * size), half_width * (0.62 - 0.11 * patch.y / size)
-                          - np.abs(across))
+        hull = np.minimum(
+            np.minimum(-patch.y, patch.y + 3.3 * size), half_width * (0.62 - 0.11 * patch.y / size) - np.abs(across)
+        )
         patch.paint(hull, brush.shade((150, 58, 34), 1 + 0.06 * patch.y), opacity)
         patch.paint(
             np.minimum(0.5 - np.abs(across), np.minimum(-3 * size - patch.y, patch.y + height)),
-            brush.shade((70, 50, 40)), opacity,
+            brush.shade((70, 50, 40)),
+            opacity,
         )
         drop = (patch.y + height) / (height - 4.2 * size)  # 0 at the masthead, 1 at the boom
         main_sail = np.minimum(across - 0.6, 0.6 + 5.8 * size * drop - across)

@@ -48,8 +48,12 @@ def sample_codes(
     generated = []
     for step in range(tokens.NUM_GENERATED - 1):  # the last token is always <eoi>
         output = model(
-            input_ids=inputs, attention_mask=mask.long(), position_ids=positions, past_key_values=cache,
-            use_cache=True, logits_to_keep=1,
+            input_ids=inputs,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
         cache = output.past_key_values
         if step % (tokens.GRID + 1) == tokens.GRID:

@@ -59,9 +59,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<pad>", bos_token="<bos>", unk_token="<unk>", eos_token="<eoi>",
+        pad_token="<pad>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+        eos_token="<eoi>",
         additional_special_tokens=["<boi>", "<eol>"],
-        model_max_length=512, clean_up_tokenization_spaces=False,
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
     )
 
 

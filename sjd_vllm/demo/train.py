@@ -111,8 +111,10 @@ def _remember(config: TrainingConfig) -> None:
     described = json.dumps(asdict(config), indent=2, default=str) + "\n"
     path = config.workdir / "config.json"
     if path.exists() and path.read_text() != described:
-        raise ValueError(f"{config.workdir} holds a run with another configuration (see {path}); choose another "
-                         "--workdir, or remove this one to start afresh")
+        raise ValueError(
+            f"{config.workdir} holds a run with another configuration (see {path}); choose another "
+            "--workdir, or remove this one to start afresh"
+        )
     config.workdir.mkdir(parents=True, exist_ok=True)
     path.write_text(described)
 

@@ -129,8 +129,12 @@ def train_decoder(
         average.update_parameters(model)
         return {"nats": float(losses.detach().mean()), "column": float(column_loss.detach())}
 
-    parts = {"model": model, "average": average, "matrix_optimizer": matrix_optimizer,
-             "other_optimizer": other_optimizer}
+    parts = {
+        "model": model,
+        "average": average,
+        "matrix_optimizer": matrix_optimizer,
+        "other_optimizer": other_optimizer,
+    }
     run_steps("decoder", folder / "decoder.pt", config.num_steps, parts, step_fn)
     return average.module.llama
 

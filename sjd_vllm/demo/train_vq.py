@@ -86,12 +86,14 @@ class PatchDiscriminator(nn.ModuleList):
     """Judges overlapping patches; its inner maps also serve as features to be matched."""
 
     def __init__(self) -> None:
-        super().__init__([
-            nn.Conv2d(3, 32, 4, stride=2, padding=1),
-            nn.Conv2d(32, 64, 4, stride=2, padding=1),
-            nn.Conv2d(64, 128, 3, padding=1),
-            nn.Conv2d(128, 1, 3, padding=1),
-        ])
+        super().__init__(
+            [
+                nn.Conv2d(3, 32, 4, stride=2, padding=1),
+                nn.Conv2d(32, 64, 4, stride=2, padding=1),
+                nn.Conv2d(64, 128, 3, padding=1),
+                nn.Conv2d(128, 1, 3, padding=1),
+            ]
+        )
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Pixels [B, 3, H, W] to the maps of all layers; the last is the verdict [B, 1, H / 4, W / 4]."""
@@ -145,8 +147,11 @@ def train_reconstruction(images: np.ndarray, folder: Path, config: VQTrainingCon
         parallel.average_gradients(vq.parameters())
         nn.utils.clip_grad_norm_(vq.parameters(), 1.0)
         optimizer.step()
-        return {"loss": float(loss.detach()), "psnr": psnr(output.detach(), pixels),
-                "codes": _perplexity(averages.counts)}
+        return {
+            "loss": float(loss.detach()),
+            "psnr": psnr(output.detach(), pixels),
+            "codes": _perplexity(averages.counts),
+        }
 
     parts = {"vq": vq, "averages": averages, "optimizer": optimizer}
     run_steps("vq", folder / "vq.pt", config.num_steps, parts, step_fn)
@@ -196,12 +201,17 @@ def sharpen_decoder(vq: DemoVQ, images: np.ndarray, folder: Path, config: VQTrai
         parallel.average_gradients(vq.decoder.parameters())
         nn.utils.clip_grad_norm_(vq.decoder.parameters(), 1.0)
         decoder_optimizer.step()
-        return {"reconstruction": float(reconstruction.detach()), "psnr": psnr(output.detach(), pixels),
-                "discriminator": float(hinge.detach())}
+        return {
+            "reconstruction": float(reconstruction.detach()),
+            "psnr": psnr(output.detach(), pixels),
+            "discriminator": float(hinge.detach()),
+        }
 
     parts = {
-        "vq": vq, "discriminator": discriminator,
-        "decoder_optimizer": decoder_optimizer, "discriminator_optimizer": discriminator_optimizer,
+        "vq": vq,
+        "discriminator": discriminator,
+        "decoder_optimizer": decoder_optimizer,
+        "discriminator_optimizer": discriminator_optimizer,
     }
     run_steps("sharpen", folder / "sharpen.pt", config.num_sharpen_steps, parts, step_fn)
     return vq

@@ -95,7 +95,7 @@ def _apply_grammar(
     vllm_config: Any,
 ) -> None:
     if params.image_size is None:
-        guess = params.first_guess or config.first_guess
+        guess = params.first_guess_of(config)
         if guess in ("repeat_above", "above_probs"):
             raise ConfigError(
                 "first_guess", f"first_guess {guess!r} looks at the image row above, so it needs image_size."

@@ -1,152 +1,95 @@
-"""From a step's logits to emitted tokens: what both model runners share.
+"""A step's logits and drafts, addressed by row and slot; and the pictures that emit in it.
 
-Dimension letters: B rows of vLLM's batch, R pictures (one or two rows each), w longest window of these, V columns.
+Dimension letters: B rows of vLLM's batch, R pictures (one or two rows each), N scored positions of these pictures.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sjd_vllm.core import process_target
-from sjd_vllm.engine.request_states import RequestState
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A request that emits in this step.
-
-    Attributes:
-        cond, uncond: its rows in vLLM's batch; the same row twice without guidance.
-        num_drafts: how many drafts both rows were given.
-        position: output position of the first draft.
-    """
-
-    state: RequestState
-    cond: int
-    uncond: int
-    num_drafts: int
-    position: int
+from sjd_vllm.engine.slot_table import Array
 
 
 class ScheduledBatch:
-    """vLLM's flat logits, [sum of (drafts + 1), vocabulary] in row order, addressed by row and slot."""
+    """vLLM's flat logits, [sum of (drafts + 1), vocabulary] in row order.
+
+    Attributes:
+        num_drafts: int64 [B]; drafts that each row was scheduled with.
+        first: int64 [B]; where each row's logits begin.
+    """
 
     def __init__(self, logits: Tensor, spec_decode_metadata: Any) -> None:
         self.logits = logits
-        self.num_drafts: list[int] = list(spec_decode_metadata.num_draft_tokens)
+        self.num_drafts: Array = np.array(spec_decode_metadata.num_draft_tokens, dtype=np.int64)
+        self.first: Array = np.cumsum(self.num_drafts + 1) - self.num_drafts - 1
         self._draft_token_ids = spec_decode_metadata.draft_token_ids
-        self._first_draft: list[int] = []
-        total = 0
-        for count in self.num_drafts:
-            self._first_draft.append(total)
-            total += count
-
-    @property
-    def num_rows(self) -> int:
-        """B."""
-        return len(self.num_drafts)
 
     @property
     def width(self) -> int:
         """Drafts of the row that has most."""
-        return max(self.num_drafts)
+        return int(self.num_drafts.max())
 
-    def logits_of(self, rows: list[int], width: int) -> Tensor:
+    def padded_logits(self, rows: Array, width: int) -> Tensor:
         """[R, width + 1, vocabulary] of batch rows; slots that a row does not have repeat its last."""
-        slots = torch.arange(width + 1)
-        first = torch.tensor([self._first_draft[row] + row for row in rows])
-        last = torch.tensor([self.num_drafts[row] for row in rows])
-        index = first[:, None] + torch.minimum(slots, last[:, None])
-        return self.logits[index.to(self.logits.device)]
+        index = self.first[rows][:, None] + np.minimum(np.arange(width + 1), self.num_drafts[rows][:, None])
+        return self.logits[torch.from_numpy(index).to(self.logits.device)]
 
-    def drafts_of(self, rows: list[int], width: int) -> Tensor:
+    def padded_drafts(self, rows: Array, width: int) -> Tensor:
         """Token ids [R, width] that the forward saw; -1 in slots that a row does not have."""
-        slots = torch.arange(width)
-        first = torch.tensor([self._first_draft[row] for row in rows])
-        last = torch.tensor([self.num_drafts[row] for row in rows])
-        is_there = slots < last[:, None]
-        index = torch.where(is_there, first[:, None] + slots, 0).to(self.logits.device)
+        slots = np.arange(width)
+        is_there = slots < self.num_drafts[rows][:, None]
+        # draft_token_ids has no place for a row's last slot, so a row begins there one earlier for each row before it
+        index = np.where(is_there, (self.first[rows] - rows)[:, None] + slots, 0)
         if not len(self._draft_token_ids):
-            return index.new_full(index.shape, -1)
-        return torch.where(is_there.to(self.logits.device), self._draft_token_ids[index].long(), -1)
+            return torch.full(index.shape, -1, device=self.logits.device)
+        device = self.logits.device
+        drafts = self._draft_token_ids[torch.from_numpy(index).to(device)].long()
+        return torch.where(torch.from_numpy(is_there).to(device), drafts, -1)
 
 
-def step_pictures(pictures: list[Picture], batch: ScheduledBatch, emitted: Tensor) -> None:
-    """Score, emit and redraft pictures that share a pool; writes `emitted` [B, >= w + 1] and the states' drafts."""
-    device = batch.logits.device
-    states = [picture.state for picture in pictures]
-    pool = states[0].pool
-    width = max(picture.num_drafts for picture in pictures)
-    slots, positions, seeds, iterations, windows, num_tokens, num_drafts, cond_rows, uncond_rows = torch.tensor(
-        [
-            [
-                s.slot,
-                p.position,
-                s.seed,
-                s.iteration,
-                s.window,
-                s.num_tokens,
-                p.num_drafts,
-                p.cond,
-                p.uncond,
-            ]
-            for p, s in zip(pictures, states, strict=True)
-        ],
-        device=device,
-    ).unbind(1)
+@dataclass(frozen=True)
+class Pictures:
+    """Requests of one pool that emit in a step.
 
-    drafts, lengths = pool.drafts(slots)
-    seen = batch.drafts_of([picture.cond for picture in pictures], width)
-    is_usable = (drafts[:, :width] == seen) & (torch.arange(width, device=device) < num_drafts[:, None])
-    usable = torch.minimum(is_usable.long().cumprod(1).sum(1), lengths)
+    Attributes:
+        slots: int64 [R]; in the pool.
+        cond, uncond: int64 [R]; rows of vLLM's batch, the same row twice without guidance.
+        num_drafts: int64 [R]; how many drafts both rows were scheduled with.
+        positions: int64 [R]; output position of the first draft.
+    """
 
-    token_ids, next_lengths = pool.step(
-        slots,
-        _target_probs(pictures, batch, width, positions),
-        usable,
-        positions=positions,
-        seeds=seeds,
-        iterations=iterations,
-        windows=windows,
-        num_tokens=num_tokens,
-    )
-    emitted[cond_rows, : width + 1] = token_ids.int()
-    emitted[uncond_rows, : width + 1] = token_ids.int()
-    next_drafts = pool.drafts(slots)[0].tolist()
-    for state, ids, length in zip(states, next_drafts, next_lengths.tolist(), strict=True):
-        state.iteration += 1
-        state.drafts = ids[:length]
+    slots: Array
+    cond: Array
+    uncond: Array
+    num_drafts: Array
+    positions: Array
 
+    def __len__(self) -> int:
+        return len(self.slots)
 
-def _target_probs(pictures: list[Picture], batch: ScheduledBatch, width: int, positions: Tensor) -> Tensor:
-    """float32 [R, width + 1, V]: guidance, grammar, temperature, top-k and top-p applied."""
-    states = [picture.state for picture in pictures]
-    pool = states[0].pool
-    device = batch.logits.device
-    uncond_logits = guidance_scale = temperature = top_k = top_p = None
-    if any(state.partner_id is not None for state in states):
-        uncond_logits = pool.columns(batch.logits_of([picture.uncond for picture in pictures], width))
-        guidance_scale = torch.tensor([state.guidance_scale for state in states], device=device)
-    if any(state.temperature != 1 for state in states):
-        temperature = torch.tensor([state.temperature for state in states], device=device)
-    top_ks = [max(state.top_k, 0) for state in states]
-    if any(top_ks):
-        # one value for all rows selects without a count a row
-        top_k = top_ks[0] if len(set(top_ks)) == 1 else torch.tensor(top_ks, device=device)
-    if any(state.top_p < 1 for state in states):
-        top_p = torch.tensor([state.top_p for state in states], device=device)
-    slots = torch.arange(width + 1, device=device)
-    return process_target(
-        pool.columns(batch.logits_of([picture.cond for picture in pictures], width)),
-        uncond_logits=uncond_logits,
-        guidance_scale=guidance_scale,
-        legal=pool.legal_at(positions[:, None] + slots),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        max_top_k=max(top_ks),
-    )
+    def select(self, which: Array) -> Pictures:
+        """Some of them, by a mask or by index."""
+        return Pictures(
+            self.slots[which], self.cond[which], self.uncond[which], self.num_drafts[which], self.positions[which]
+        )
+
+    @cached_property
+    def starts(self) -> Array:
+        """int64 [R]; where each picture's scored positions begin among the N."""
+        return np.cumsum(self.num_drafts + 1) - self.num_drafts - 1
+
+    @cached_property
+    def owner(self) -> Array:
+        """int64 [N]; the picture that a scored position belongs to."""
+        return np.repeat(np.arange(len(self)), self.num_drafts + 1)
+
+    @cached_property
+    def offsets(self) -> Array:
+        """int64 [N]; slot of the window, 0 the first."""
+        return np.arange(len(self.owner)) - self.starts[self.owner]

@@ -21,8 +21,12 @@ _COMPANION_SUFFIX = "#uncond"
 RUNNER_KEY = "sjd_runner"
 
 
-def prepare_request(request: Request, *, partner_id: str | None, is_companion: bool, noise_seed: int) -> None:
+def prepare_request(
+    request: Request, *, partner_id: str | None, is_companion: bool, is_adaptive: bool, noise_seed: int
+) -> None:
     """Give the request SamplingParams of its own that tell the runner its seed and its partner.
+
+    is_adaptive: whether the scheduler may shorten its window.
 
     Requests of one n > 1 call share one SamplingParams object when the engine runs in-process. The seed moves out
     of vLLM's field, because vLLM would build a stateful generator from it, which is neither used nor rewound right.
@@ -31,9 +35,20 @@ def prepare_request(request: Request, *, partner_id: str | None, is_companion: b
     params.seed = None
     params.extra_args = {
         **(params.extra_args or {}),
-        RUNNER_KEY: {"seed": noise_seed, "partner": partner_id, "is_companion": is_companion},
+        RUNNER_KEY: {
+            "seed": noise_seed,
+            "partner": partner_id,
+            "is_companion": is_companion,
+            "is_adaptive": is_adaptive,
+        },
     }
     request.sampling_params = params
+
+
+def is_adaptive(request: Request) -> bool:
+    """Whether the scheduler may shorten a prepared request's window."""
+    answer: bool = request.sampling_params.extra_args[RUNNER_KEY]["is_adaptive"]
+    return answer
 
 
 def noise_seed(request: Request) -> int:
@@ -69,7 +84,7 @@ class GuidancePairs:
         """(companion, main) of every pair."""
         return [(a, b) for a, b in self._partner.items() if self.is_companion(a)]
 
-    def open(self, main: Request, params: SJDParams) -> Request:
+    def open(self, main: Request, params: SJDParams, *, is_adaptive: bool) -> Request:
         """Make the companion of an admitted request and mark both as halves of a pair."""
         companion_id = main.request_id + _COMPANION_SUFFIX
         seed = noise_seed(main)
@@ -85,8 +100,9 @@ class GuidancePairs:
             priority=main.priority,
             block_hasher=main._block_hasher,
         )
-        prepare_request(main, partner_id=companion_id, is_companion=False, noise_seed=seed)
-        prepare_request(companion, partner_id=main.request_id, is_companion=True, noise_seed=seed)
+        common = {"is_adaptive": is_adaptive, "noise_seed": seed}
+        prepare_request(main, partner_id=companion_id, is_companion=False, **common)
+        prepare_request(companion, partner_id=main.request_id, is_companion=True, **common)
         self._partner[companion_id] = main.request_id
         self._partner[main.request_id] = companion_id
         return companion

@@ -1,71 +1,73 @@
-"""What the runner remembers of each request between steps, and how a step's rows are planned from it."""
+"""What the runner remembers of each request between steps, by pool and slot."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from sjd_vllm.config import SJDConfig, SJDParams
-from sjd_vllm.engine.draft_pool import DraftingRule, DraftPool
+from sjd_vllm.config import GUMBEL, SJDConfig, SJDParams
+from sjd_vllm.engine.fixed_noise_pool import FixedNoisePool
 from sjd_vllm.engine.guidance_pairs import RUNNER_KEY
+from sjd_vllm.engine.rejection_pool import RejectionPool
 from sjd_vllm.models.family import ImageFamily
+from sjd_vllm.models.grammar import ImageGrammar
+
+Pool = FixedNoisePool | RejectionPool
 
 
-@dataclass
-class RequestState:
-    """One user's request; its companion has none of its own.
+@dataclass(frozen=True)
+class DraftingRule:
+    """What requests must share to be stepped together.
 
     Attributes:
-        request_id, partner_id: the two halves; partner_id is None without guidance.
-        seed: key of the request's noise.
-        iteration: Jacobi steps taken so far.
-        window: longest window asked for.
-        num_tokens: length of the finished output.
-        pool, slot: where its drafts and their laws lie.
-        drafts: token ids of the current window, as handed to the scheduler.
-        held_step: the runner's last step that was held to bring the window back.
+        grammar: legal ids by position, or None for free text.
+        token_ids: the legal ids when there is no grammar, ascending; None is the whole vocabulary.
+        redraft, first_guess: strategy names.
     """
 
-    request_id: str
+    grammar: ImageGrammar | None
+    token_ids: tuple[int, ...] | None
+    redraft: str
+    first_guess: str
+
+
+@dataclass(frozen=True)
+class RequestState:
+    """Where one user's request lies; its companion has none of its own.
+
+    Attributes:
+        partner_id: the companion; None without guidance.
+        rule, pool, slot: where its settings and drafts are.
+    """
+
     partner_id: str | None
-    seed: int
-    window: int
-    num_tokens: int
-    guidance_scale: float
-    temperature: float
-    top_k: int
-    top_p: float
-    pool: DraftPool
+    rule: DraftingRule
+    pool: Pool
     slot: int
-    iteration: int = 0
-    drafts: list[int] = field(default_factory=list)
-    held_step: int | None = None
-
-    def must_restore_window(self, num_drafts: int, step: int) -> bool:
-        """Whether to hold this step because the forward saw none of the window's drafts, as after a preemption.
-
-        Going on without them would be exact too, but the picture would then depend on who shared its batch. If the
-        window is missing in the very next step again, the token budget has no room for it, and it is given up.
-        """
-        is_lost = bool(self.drafts) and num_drafts == 0
-        if not is_lost or self.held_step == step - 1:
-            return False
-        self.held_step = step
-        return True
 
 
 class RequestStates:
     """All requests of a runner, and the pools that hold their windows."""
 
-    def __init__(self, config: SJDConfig, family: ImageFamily | None, *, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: SJDConfig,
+        family: ImageFamily | None,
+        *,
+        vocab_size: int,
+        max_num_tokens: int,
+        device: torch.device,
+    ) -> None:
         self._config = config
         self._family = family
         self._vocab_size = vocab_size
+        self._max_num_tokens = max_num_tokens
         self._device = device
         self._states: dict[str, RequestState] = {}
-        self.pools: dict[DraftingRule, DraftPool] = {}
+        self.pools: dict[DraftingRule, Pool] = {}
 
     def __len__(self) -> int:
         return len(self._states)
@@ -74,57 +76,70 @@ class RequestStates:
         """The state of a request, made when first seen; None for a companion, which follows its main."""
         state = self._states.get(request_id)
         if state is None and not sampling_params.extra_args[RUNNER_KEY]["is_companion"]:
-            state = self._states[request_id] = self._new(request_id, sampling_params)
+            state = self._states[request_id] = self._new(sampling_params)
         return state
 
-    def _new(self, request_id: str, sampling: Any) -> RequestState:
+    def _new(self, sampling: Any) -> RequestState:
         params = SJDParams.from_extra_args(sampling.extra_args)
         runner_args = sampling.extra_args[RUNNER_KEY]
         window = self._config.num_speculative_tokens
         if params.num_speculative_tokens is not None:
             window = min(window, params.num_speculative_tokens)
-        pool = self._pool(params, sampling.allowed_token_ids)
-        return RequestState(
-            request_id=request_id,
-            partner_id=runner_args["partner"],
+        rule = self._rule(params, sampling.allowed_token_ids)
+        if rule not in self.pools:
+            self.pools[rule] = self._new_pool(rule)
+        pool = self.pools[rule]
+        slot = pool.take_slot(
             seed=runner_args["seed"],
-            window=window,
-            num_tokens=sampling.max_tokens,
             guidance_scale=params.guidance_scale,
             temperature=sampling.temperature,
-            top_k=sampling.top_k,
+            top_k=max(sampling.top_k, 0),
             top_p=sampling.top_p,
-            pool=pool,
-            slot=pool.take_slot(),
+            window=window,
+            num_tokens=sampling.max_tokens,
         )
+        return RequestState(runner_args["partner"], rule, pool, slot)
 
-    def _pool(self, params: SJDParams, allowed_token_ids: list[int] | None) -> DraftPool:
+    def _rule(self, params: SJDParams, allowed_token_ids: list[int] | None) -> DraftingRule:
         grammar = None
         if params.image_size is not None:
             if self._family is None:
                 raise ValueError("image_size was asked of a model that is no image model")
             grammar = self._family.grammar(self._family.size(params.image_size))
-        rule = DraftingRule(
+        return DraftingRule(
             grammar=grammar,
             token_ids=None if allowed_token_ids is None else tuple(sorted(set(allowed_token_ids))),
-            redraft=params.redraft or self._config.redraft,
-            first_guess=params.first_guess or self._config.first_guess,
+            redraft=params.redraft_of(self._config),
+            first_guess=params.first_guess_of(self._config),
         )
-        if rule not in self.pools:
-            self.pools[rule] = DraftPool(
-                rule,
-                width=self._config.num_speculative_tokens,
-                vocab_size=self._vocab_size,
-                reuse_threshold=self._config.reuse_threshold,
-                device=self._device,
-            )
-        return self.pools[rule]
+
+    def _new_pool(self, rule: DraftingRule) -> Pool:
+        width, grammar = self._config.num_speculative_tokens, rule.grammar
+        if grammar is not None:
+            ids = grammar.token_ids
+        else:
+            ids = torch.arange(self._vocab_size) if rule.token_ids is None else torch.tensor(rule.token_ids)
+        if rule.redraft == GUMBEL:
+            legal_sets, set_of_position = [ids], np.zeros(self._max_num_tokens, np.int64)
+            if grammar is not None:
+                legal_sets = [ids[columns] for columns in grammar.legal_sets]
+                set_of_position = grammar.set_of_position.numpy()
+            return FixedNoisePool(legal_sets, set_of_position, width=width, device=self._device)
+        return RejectionPool(
+            grammar,
+            ids,
+            width=width,
+            redraft=rule.redraft,
+            first_guess=rule.first_guess,
+            reuse_threshold=self._config.reuse_threshold,
+            device=self._device,
+        )
 
     def remove(self, request_id: str) -> None:
-        """Forget a finished request and free its window; the memory of an unused rule goes with its last request."""
+        """Forget a finished request and free its slot; the memory of an unused rule goes with its last request."""
         state = self._states.pop(request_id, None)
         if state is None:
             return
-        state.pool.free_slot(state.slot)
-        if state.pool.num_used == 0:
-            del self.pools[state.pool.rule]
+        state.pool.slots.free(state.slot)
+        if state.pool.slots.num_used == 0:
+            del self.pools[state.rule]

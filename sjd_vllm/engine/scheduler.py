@@ -19,20 +19,26 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
-from sjd_vllm.config import SJDParams
-from sjd_vllm.engine.guidance_pairs import GuidancePairs, noise_seed, prepare_request
+from sjd_vllm.config import SJDConfig, SJDParams
+from sjd_vllm.engine.admission import engine_config
+from sjd_vllm.engine.guidance_pairs import GuidancePairs, is_adaptive, noise_seed, prepare_request
+from sjd_vllm.engine.window_control import WindowController
 
 # A resumed request may be held for one step with both halves ready, until its window is back.
 _MAX_STALLS = 4
 
 
 class SJDScheduler(Scheduler):
-    """Synchronous V1 scheduler with guidance pairs."""
+    """Synchronous V1 scheduler with guidance pairs, and with windows by load."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pairs = GuidancePairs()
         self._num_stalls: dict[str, int] = {}
+        self._config = engine_config(self.vllm_config) or SJDConfig()
+        self._windows = WindowController(self._config.num_speculative_tokens)
+        self._step_started: float | None = None  # None while there is nothing to do
+        self._step_size = (0, 0)  # rows and tokens of the step under way
 
     def add_request(self, request: Request) -> None:
         """Queue the request and, if it is guided, its companion right behind it."""
@@ -40,23 +46,55 @@ class SJDScheduler(Scheduler):
             super().add_request(request)
             return
         params = SJDParams.from_extra_args(request.sampling_params.extra_args)
+        adapts = params.is_adaptive(self._config)
         if not params.is_guided:
-            prepare_request(request, partner_id=None, is_companion=False, noise_seed=noise_seed(request))
+            prepare_request(
+                request,
+                partner_id=None,
+                is_companion=False,
+                is_adaptive=adapts,
+                noise_seed=noise_seed(request),
+            )
             super().add_request(request)
             return
-        companion = self.pairs.open(request, params)
+        companion = self.pairs.open(request, params, is_adaptive=adapts)
         super().add_request(request)
         super().add_request(companion)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """One step's work; a half whose partner was preempted is preempted first."""
+        """One step's work; a half whose partner was preempted is preempted first, and windows are cut to the load."""
+        self._observe_step()
         self._preempt_split_pairs()
+        self._cut_windows()
         # With num_spec_tokens > 0 the stock scheduler pads a new one-token prefill with placeholder drafts of -1.
         num_spec_tokens, self.num_spec_tokens = self.num_spec_tokens, 0
         try:
-            return super().schedule(*args, **kwargs)
+            output = super().schedule(*args, **kwargs)
         finally:
             self.num_spec_tokens = num_spec_tokens
+        self._step_size = (len(output.num_scheduled_tokens), output.total_num_scheduled_tokens)
+        return output
+
+    def _observe_step(self) -> None:
+        """Tell the controller how long the last step took, with all that came between it and this one."""
+        now = time.perf_counter()
+        if self._step_started is not None and self._step_size[1]:
+            self._windows.observe_step(*self._step_size, now - self._step_started)
+        self._step_started = now
+
+    def _cut_windows(self) -> None:
+        """Exact: under fixed noise a draft decides when a token comes, never which."""
+        adaptive = [request for request in self.running if is_adaptive(request)]
+        others = [request for request in self.running if not is_adaptive(request)]
+        window = self._windows.choose(
+            num_rows=len(adaptive),
+            num_pictures=sum(not self.pairs.is_companion(request.request_id) for request in adaptive),
+            other_rows=len(others),
+            other_tokens=sum(1 + len(request.spec_token_ids) for request in others),
+        )
+        for request in adaptive:
+            if len(request.spec_token_ids) > window:
+                request.spec_token_ids = request.spec_token_ids[:window]
 
     def _preempt_split_pairs(self) -> None:
         # Not inside _preempt_request: schedule() holds the running list in locals while it preempts.
@@ -83,6 +121,12 @@ class SJDScheduler(Scheduler):
             if request_id in self.requests
         }
         outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for request_id, drafts in scheduler_output.scheduled_spec_decode_tokens.items():
+            request = self.requests.get(request_id)
+            if request is not None and is_adaptive(request) and not self.pairs.is_companion(request_id):
+                num_emitted = request.num_tokens - num_tokens_before[request_id]
+                if num_emitted:
+                    self._windows.observe_acceptance(len(drafts), num_emitted - 1)
         held = [
             self.requests[request_id]
             for request_id, num_tokens in num_tokens_before.items()
@@ -97,6 +141,8 @@ class SJDScheduler(Scheduler):
             output.outputs = [o for o in output.outputs if not self.pairs.is_companion(o.request_id)]
             if output.finished_requests:
                 output.finished_requests = {i for i in output.finished_requests if not self.pairs.is_companion(i)}
+        if not self.requests:
+            self._step_started = None
         return outputs
 
     @staticmethod

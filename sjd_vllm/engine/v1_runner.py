@@ -9,7 +9,7 @@ Dimension letters: B rows of vLLM's batch, R pictures, W window, V columns.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,14 +19,27 @@ from torch import Tensor
 from vllm.v1.outputs import SamplerOutput
 
 from sjd_vllm.engine.admission import engine_config, family_of
-from sjd_vllm.engine.batch_step import Picture, ScheduledBatch, step_pictures
-from sjd_vllm.engine.request_states import RequestStates
+from sjd_vllm.engine.batch_step import Pictures, ScheduledBatch
+from sjd_vllm.engine.request_states import Pool, RequestState, RequestStates
+from sjd_vllm.engine.slot_table import Array
+
+
+@dataclass(frozen=True)
+class Group:
+    """The requests of a batch that share a pool: their slots and rows, int64 [R]."""
+
+    pool: Pool
+    slots: Array
+    cond: Array
+    uncond: Array
 
 
 class SJDRunnerMixin:
     """Placed before a V1 model runner class. Adds no constructor: the CPU runner gets it after it is built."""
 
     _step = 0
+    _grouped_ids: tuple[str, ...] = ()
+    _groups: tuple[Group, ...] = ()
 
     @cached_property
     def _sjd(self) -> RequestStates:
@@ -37,11 +50,13 @@ class SJDRunnerMixin:
             config,
             family_of(self.model_config.model),
             vocab_size=self.model_config.get_vocab_size(),
+            max_num_tokens=self.model_config.max_model_len,
             device=self.device,
         )
 
     def _on_request_state_removed(self, req_id: str, req_state: Any) -> None:
         self._sjd.remove(req_id)
+        self._grouped_ids, self._groups = (), ()
         super()._on_request_state_removed(req_id, req_state)
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
@@ -58,42 +73,51 @@ class SJDRunnerMixin:
             raise RuntimeError("speculative Jacobi decoding got a step without logits or without draft metadata")
         self._step += 1
         batch = ScheduledBatch(logits, spec_decode_metadata)
-        emitted = logits.new_full((batch.num_rows, batch.width + 1), -1, dtype=torch.int32)
-        by_pool: dict[int, list[Picture]] = defaultdict(list)
-        for picture in self._pair_halves(batch.num_drafts):
-            by_pool[id(picture.state.pool)].append(picture)
-        for pictures in by_pool.values():
-            step_pictures(pictures, batch, emitted)
-        self._next_drafts = self._drafts_by_row(batch.num_rows)
-        return SamplerOutput(sampled_token_ids=emitted, logprobs_tensors=None)
+        num_rows = len(batch.num_drafts)
+        emitted = np.full((num_rows, batch.width + 1), -1, np.int32)
+        discard = self.discard_request_mask.np[:num_rows]
+        num_output = (self.input_batch.num_tokens_no_spec - self.input_batch.num_prompt_tokens)[:num_rows]
+        drafts: list[list[int]] = [[] for _ in range(num_rows)]
+        is_held = np.ones(num_rows, dtype=bool)
+        for group in self._groups_of_batch(num_rows):
+            positions = num_output[group.cond].astype(np.int64)
+            is_ready = ~discard[group.cond] & ~discard[group.uncond] & (positions == num_output[group.uncond])
+            pictures = Pictures(
+                group.slots,
+                group.cond,
+                group.uncond,
+                np.minimum(batch.num_drafts[group.cond], batch.num_drafts[group.uncond]),
+                positions,
+            )
+            is_ready[is_ready] = group.pool.ready(pictures.select(is_ready), self._step)
+            if is_ready.any():
+                positions[is_ready] += group.pool.step(pictures.select(is_ready), batch, emitted)
+                is_held[group.cond[is_ready]] = is_held[group.uncond[is_ready]] = False
+            windows = group.pool.windows(group.slots, positions)
+            for cond, uncond, window in zip(group.cond.tolist(), group.uncond.tolist(), windows, strict=True):
+                drafts[cond] = drafts[uncond] = window
+        # vLLM emits nothing for these: halves that wait, and rows whose logits are not numbers
+        discard |= is_held | (emitted[:, 0] < 0)
+        self._next_drafts = drafts
+        return SamplerOutput(sampled_token_ids=torch.from_numpy(emitted), logprobs_tensors=None)
 
-    def _pair_halves(self, num_drafts: list[int]) -> list[Picture]:
-        """The pictures that emit in this step. All other rows are marked, so that vLLM emits nothing for them."""
-        batch, discard = self.input_batch, self.discard_request_mask.np
-        num_output = batch.num_tokens_no_spec - batch.num_prompt_tokens
-        is_held = np.ones(len(num_drafts), dtype=bool)
-        pictures = []
-        for cond, request_id in enumerate(batch.req_ids[: len(num_drafts)]):
+    def _groups_of_batch(self, num_rows: int) -> tuple[Group, ...]:
+        """The batch's requests by pool, made anew only when the batch has changed; halves without a partner are out."""
+        batch = self.input_batch
+        ids = tuple(batch.req_ids[:num_rows])
+        if ids == self._grouped_ids:
+            return self._groups
+        members: dict[int, list[tuple[RequestState, int, int]]] = {}
+        for cond, request_id in enumerate(ids):
             state = self._sjd.get(request_id, self.requests[request_id].sampling_params)
             if state is None:
                 continue
             uncond = cond if state.partner_id is None else batch.req_id_to_index.get(state.partner_id)
-            if uncond is None or discard[cond] or discard[uncond] or num_output[cond] != num_output[uncond]:
-                continue
-            num_shared = min(num_drafts[cond], num_drafts[uncond])
-            if state.must_restore_window(num_shared, self._step):
-                continue
-            is_held[[cond, uncond]] = False
-            pictures.append(Picture(state, cond, uncond, num_shared, position=int(num_output[cond])))
-        discard[: len(num_drafts)] |= is_held
-        return pictures
-
-    def _drafts_by_row(self, num_rows: int) -> list[list[int]]:
-        batch, drafts = self.input_batch, [[] for _ in range(num_rows)]
-        for row, request_id in enumerate(batch.req_ids[:num_rows]):
-            state = self._sjd.get(request_id, self.requests[request_id].sampling_params)
-            if state is not None:
-                drafts[row] = state.drafts
-                if state.partner_id in batch.req_id_to_index:
-                    drafts[batch.req_id_to_index[state.partner_id]] = state.drafts
-        return drafts
+            if uncond is not None:
+                members.setdefault(id(state.pool), []).append((state, cond, uncond))
+        self._grouped_ids = ids
+        self._groups = tuple(
+            Group(rows[0][0].pool, *np.array([(state.slot, cond, uncond) for state, cond, uncond in rows]).T)
+            for rows in members.values()
+        )
+        return self._groups

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from core.gumbel_race import TRIANGLE, Polygon, key_of, where_wins, win_probs
 from core.toy_model import ToyModel
 from torch import Tensor
 
@@ -32,9 +31,8 @@ class Unscripted(Exception):  # noqa: N818  (not an error: it carries a question
 class Enumerating:
     """A `Randomness` that follows a script: one tensor of outcomes [S, slots] for each random call."""
 
-    def __init__(self, script: list[Tensor], noise: list[dict[int, Polygon]]) -> None:
+    def __init__(self, script: list[Tensor]) -> None:
         self._script = script
-        self._noise = noise
         self._num_calls = 0
 
     def accept(self, target: Tensor, draft: Tensor, *, purpose: Purpose, positions: Tensor, where: Tensor) -> Tensor:
@@ -43,18 +41,6 @@ class Enumerating:
 
     def draw(self, weights: Tensor, *, purpose: Purpose, positions: Tensor, where: Tensor) -> Tensor:
         return self._choose(weights / weights.sum(-1, keepdim=True), where)
-
-    def draw_gumbel(self, probs: Tensor, *, positions: Tensor, where: Tensor) -> Tensor:
-        options = torch.zeros_like(probs)
-        used = [(row, slot, int(positions[row, slot])) for row, slot in where.nonzero().tolist()]
-        for row, slot, position in used:
-            known = self._noise[row].get(position, TRIANGLE)
-            options[row, slot] = torch.tensor(win_probs(known, probs[row, slot].tolist()), dtype=probs.dtype)
-        winners = self._choose(options, where)
-        for row, slot, position in used:
-            known = self._noise[row].get(position, TRIANGLE)
-            self._noise[row][position] = where_wins(known, probs[row, slot].tolist(), int(winners[row, slot]))
-        return winners
 
     def _choose(self, options: Tensor, where: Tensor) -> Tensor:
         if self._num_calls == len(self._script):
@@ -78,7 +64,6 @@ class States:
     positions: Tensor  # [S]
     window: DraftWindow
     context: Context
-    noise: list[dict[int, Polygon]]  # what is known of the Gumbel noise at each absolute position
 
     def select(self, rows: Tensor) -> States:
         return States(
@@ -87,7 +72,6 @@ class States:
             self.positions[rows],
             self.window.select(rows),
             self.context.select(rows),
-            [dict(self.noise[row]) for row in rows.tolist()],
         )
 
 
@@ -117,7 +101,6 @@ def emitted_joint(
         torch.zeros(1, dtype=torch.long),
         DraftWindow.empty(1, width, model.num_columns, dtype=torch.float64),
         Context.empty(1, num_context, context_columns, dtype=torch.float64),
-        [{}],
     )
     joint = torch.zeros(model.num_sequences, dtype=torch.float64)
     while len(states.weight):
@@ -161,7 +144,6 @@ def _all_outcomes(
     """Run the real step on every outcome of its random calls; states are multiplied and weighted."""
     script: list[Tensor] = []
     while True:
-        noise = [dict(known) for known in states.noise]
         longest = states.window.width if window_at is None else window_at(states.positions)
         try:
             result = jacobi_step(
@@ -175,7 +157,7 @@ def _all_outcomes(
                 row_stride=row_stride,
                 redraft=redraft,
                 first_guess=first_guess,
-                randomness=Enumerating(script, noise),
+                randomness=Enumerating(script),
             )
         except Unscripted as call:
             rows, outcome, probability = _expand(call.options)
@@ -183,7 +165,7 @@ def _all_outcomes(
             states.weight = states.weight * probability
             script = [*(known[rows] for known in script), outcome]
         else:
-            return replace(states, noise=noise), result
+            return states, result
 
 
 def _expand(options: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,9 +198,7 @@ def _merged(states: States) -> States:
     if context.probs is not None:
         parts.append(context.probs.masked_fill(~is_known[..., None], 0).flatten(1))
     numbers = torch.cat([part.double() for part in parts], 1).mul(1e11).round().long().numpy()
-    labels = _hash_rows(numbers)
-    labels ^= np.array([hash(tuple((at, key_of(p)) for at, p in sorted(n.items()))) for n in states.noise])
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(_hash_rows(numbers), return_index=True, return_inverse=True)
     merged = states.select(torch.from_numpy(first))
     merged.weight = torch.zeros(len(first), dtype=torch.float64)
     merged.weight.index_add_(0, torch.from_numpy(inverse), states.weight)

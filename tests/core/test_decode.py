@@ -21,7 +21,7 @@ MODEL = ToyModel.random(5, num_tokens=NUM_TOKENS)
 
 
 def sample(num_sequences: int = NUM_SEQUENCES, seed: int = 0, **options: Any) -> DecodeResult:
-    options = {"window": 3, "row_stride": 2, **options}
+    options = {"window": 3, "row_stride": 2, "redraft": "coupled", **options}
     return decode(MODEL.next_token_logits, NUM_TOKENS, seed=seed, num_sequences=num_sequences, **options)
 
 
@@ -86,6 +86,19 @@ def test_steps_and_accepted_drafts_add_up(window: int) -> None:
         assert max(accepted) <= window
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_p": 0.8, "temperature": 0.7}, {"top_k": 7, "top_p": 0.9}])
+def test_under_fixed_noise_windows_decide_when_tokens_come_and_not_which(options: dict[str, Any]) -> None:
+    guidance = {"uncond_logits": bigram(20, seed=9), "guidance_scale": 2.0}
+    plain, *windowed = (
+        decode(bigram(20, seed=1), 120, window=window, seed=3, num_sequences=4, **guidance, **options)
+        for window in (0, 1, 5, 30)
+    )
+    assert plain.num_steps.tolist() == [120] * 4
+    for result in windowed:
+        assert torch.equal(result.token_ids, plain.token_ids)
+        assert int(result.num_steps.max()) < 120
+
+
 def bigram(num_columns: int, seed: int) -> Callable[[list[list[int]]], Tensor]:
     """A longer model than a table can hold: the next token depends on the last two."""
     table = 3 * torch.randn(num_columns, num_columns, num_columns, generator=torch.Generator().manual_seed(seed))
@@ -97,8 +110,13 @@ def bigram(num_columns: int, seed: int) -> Callable[[list[list[int]]], Tensor]:
     return next_token_logits
 
 
-@pytest.mark.parametrize("redraft", ["coupled", "resample", "gumbel", "reuse"])
-@pytest.mark.parametrize("first_guess", FIRST_GUESS_NAMES)
+@pytest.mark.parametrize(
+    ("redraft", "first_guess"),
+    [
+        ("gumbel", "uniform"),
+        *((redraft, guess) for redraft in ("coupled", "resample", "reuse") for guess in FIRST_GUESS_NAMES),
+    ],
+)
 def test_temperature_zero_is_greedy(redraft: str, first_guess: str) -> None:
     logits = bigram(20, seed=1)
     greedy: list[int] = []
@@ -115,7 +133,7 @@ def test_allowed_tokens_are_the_only_ones() -> None:
     assert set(result.token_ids.flatten().tolist()) == {3, 4, 17}
     forced = decode(bigram(20, seed=1), 60, window=6, seed=0, allowed_token_ids=[9])
     assert forced.token_ids.unique().tolist() == [9]
-    assert int(forced.num_steps) == 1 + -(-59 // 7), "a forced token is always accepted"
+    assert int(forced.num_steps) == -(-60 // 7), "a forced token is always accepted"
 
 
 def test_a_perfect_guess_is_always_accepted() -> None:
@@ -127,7 +145,7 @@ def test_a_perfect_guess_is_always_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("given", "message"),
     [
         ({"num_tokens": 0}, "num_tokens must be at least 1, got 0"),
         ({"num_tokens": 2.5}, "num_tokens must be a whole number, got 2.5"),
@@ -136,6 +154,7 @@ def test_a_perfect_guess_is_always_accepted() -> None:
         ({"seed": 2**63}, "must stay below"),
         ({"redraft": "cupled"}, "did you mean 'coupled'"),
         ({"first_guess": "unifrom"}, "did you mean 'uniform'"),
+        ({"redraft": "gumbel", "first_guess": "left_probs"}, "gumbel makes its first drafts uniform"),
         ({"redraft": 3}, "redraft must be a name or a Redraft"),
         ({"first_guess": 3}, "first_guess must be a name, a FirstGuess or a function"),
         ({"temperature": -0.5}, "temperature must be a finite number >= 0"),
@@ -155,8 +174,15 @@ def test_a_perfect_guess_is_always_accepted() -> None:
         ({"uncond_logits": lambda prefixes: torch.zeros(len(prefixes), 4)}, r"uncond_logits must return .* 3\]"),
     ],
 )
-def test_arguments_that_make_no_sense_are_explained(options: dict[str, Any], message: str) -> None:
-    options = {"next_token_logits": MODEL.next_token_logits, "num_tokens": 4, "window": 2, "seed": 0, **options}
+def test_arguments_that_make_no_sense_are_explained(given: dict[str, Any], message: str) -> None:
+    options: dict[str, Any] = {
+        "next_token_logits": MODEL.next_token_logits,
+        "num_tokens": 4,
+        "window": 2,
+        "seed": 0,
+        "redraft": "coupled",
+    }
+    options |= given
     with pytest.raises(ValueError, match=message):
         decode(options.pop("next_token_logits"), options.pop("num_tokens"), **options)
 

@@ -1,4 +1,4 @@
-"""The proof: the joint of the emitted tokens equals ordinary sampling, for every rule, by enumeration."""
+"""The proof: the joint of the emitted tokens equals ordinary sampling, for every rule that rejects drafts by chance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ REDRAFTS = {
     "reuse-0.8": get_redraft("reuse", threshold=0.8),
     "reuse-0.3": get_redraft("reuse", threshold=0.3),
     "keep_always": KeepAlways(),
-    "gumbel": get_redraft("gumbel"),
 }
 FIRST_GUESSES = {
     **{name: get_first_guess(name) for name in ("uniform", "repeat_left", "repeat_above", "left_probs", "above_probs")},
@@ -43,20 +42,12 @@ def bias(model: ToyModel, width: int, redraft: Redraft, first_guess: FirstGuess,
 
 
 @pytest.mark.parametrize("first_guess", FIRST_GUESSES)
-@pytest.mark.parametrize("redraft", [name for name in REDRAFTS if name != "gumbel"])
+@pytest.mark.parametrize("redraft", REDRAFTS)
 def test_every_rule_is_exact(redraft: str, first_guess: str) -> None:
     for width, num_tokens in NUM_TOKENS_OF_WIDTH.items():
         for kind, processing in DISTRIBUTIONS.items():
             model = ToyModel.random(width, num_tokens=num_tokens, **processing)
             assert bias(model, width, REDRAFTS[redraft], FIRST_GUESSES[first_guess]) < ROUNDING, (width, kind)
-
-
-@pytest.mark.parametrize("first_guess", FIRST_GUESSES)
-def test_gumbel_coupling_is_exact(first_guess: str) -> None:
-    # what the noise of a position is known to be takes part in the state, so there are more states
-    for width, kind in ((1, "plain"), (2, "plain"), (2, "guided"), (3, "guided, cold, top_k"), (3, "top_k")):
-        model = ToyModel.random(7, num_tokens=5, **DISTRIBUTIONS[kind])
-        assert bias(model, width, REDRAFTS["gumbel"], FIRST_GUESSES[first_guess]) < ROUNDING, (width, kind)
 
 
 @pytest.mark.parametrize("first_guess", [name for name in FIRST_GUESSES if name != "function"])

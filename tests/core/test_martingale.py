@@ -34,9 +34,12 @@ def sampled(**options: object) -> Tensor:
     return decode(logits_after, NUM_TOKENS, window=8, seed=5, num_sequences=NUM_SEQUENCES, **options).token_ids
 
 
-@pytest.mark.parametrize("redraft", ["coupled", "resample", "gumbel", "reuse"])
-def test_exact_samples_pass(redraft: str) -> None:
-    z_scores = z_scores_of(sampled(redraft=redraft, first_guess="left_probs"))
+@pytest.mark.parametrize(
+    ("redraft", "first_guess"),
+    [("gumbel", "uniform"), *((redraft, "left_probs") for redraft in ("coupled", "resample", "reuse"))],
+)
+def test_exact_samples_pass(redraft: str, first_guess: str) -> None:
+    z_scores = z_scores_of(sampled(redraft=redraft, first_guess=first_guess))
     assert set(z_scores) == {"surprisal", "top1", "probability", "rank", "repeat"}
     assert max(map(abs, z_scores.values())) < 3.5, z_scores
 

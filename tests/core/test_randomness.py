@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch import Tensor
 
-from sjd_vllm.core import CounterNoise, Purpose
+from sjd_vllm.core import CounterNoise, Purpose, uniform_choice
+from sjd_vllm.core.randomness import gumbel_noise
 
 MASK = (1 << 64) - 1
 NUM_BINS = 256
@@ -105,16 +106,11 @@ def test_draws_follow_the_weights(dtype: torch.dtype) -> None:
     weights = torch.tensor([0.0, 3.0, 0.5, 0.0, 1.5, 0.0], dtype=dtype)
     noise = CounterNoise(torch.arange(num), torch.full((num,), 7))
     positions, where = torch.full((num, 1), 5), torch.ones(num, 1, dtype=torch.bool)
-    gumbel = noise.draw_gumbel(weights.expand(num, 1, 6) / 5, positions=positions, where=where)
     inverse = noise.draw(weights.expand(num, 1, 6), purpose=Purpose.REDRAFT, positions=positions, where=where)
     expected = (weights / weights.sum())[[1, 2, 4]].double() * num
-    for drawn in (inverse, gumbel):
-        counts = drawn[:, 0].bincount(minlength=6).double()
-        assert counts[[0, 3, 5]].sum() == 0
-        assert chi2.sf(float(((counts[[1, 2, 4]] - expected) ** 2 / expected).sum()), 2) > UNLIKELY
-    assert chi2.sf(float(torch.corrcoef(torch.stack([inverse[:, 0], gumbel[:, 0]]).double())[0, 1] ** 2 * num), 1) > (
-        UNLIKELY
-    )
+    counts = inverse[:, 0].bincount(minlength=6).double()
+    assert counts[[0, 3, 5]].sum() == 0
+    assert chi2.sf(float(((counts[[1, 2, 4]] - expected) ** 2 / expected).sum()), 2) > UNLIKELY
 
 
 class EdgeNoise(CounterNoise):
@@ -153,23 +149,33 @@ def test_a_row_without_mass_gives_no_token(row: list[float]) -> None:
     positions, where = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
     weights = torch.tensor([[row]])
     assert noise.draw(weights, purpose=Purpose.CORRECTION, positions=positions, where=where).tolist() == [[-1]]
-    assert noise.draw_gumbel(weights, positions=positions, where=where).tolist() == [[-1]]
 
 
-def test_gumbel_noise_is_fixed_through_iterations() -> None:
-    num = 500
-    probs = torch.rand(num, 4, 50, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    positions = torch.arange(4).expand(num, 4)
-    where = torch.ones(num, 4, dtype=torch.bool)
-    first, later = (
-        CounterNoise(torch.arange(num), torch.full((num,), step)).draw_gumbel(probs, positions=positions, where=where)
-        for step in (0, 9)
-    )
-    assert torch.equal(first, later)
-    moved = CounterNoise(torch.arange(num), torch.zeros(num).long()).draw_gumbel(
-        probs, positions=positions + 1, where=where
-    )
-    assert (moved == first).double().mean() < 0.1
+@pytest.mark.parametrize("varied", ["seeds", "positions", "token_ids"])
+def test_gumbel_noise_has_its_law_along_each_part_of_the_key(varied: str) -> None:
+    num = 40_000
+    key = {"seeds": torch.full((num,), 11), "positions": torch.full((num,), 300), "token_ids": torch.full((num,), 5)}
+    key[varied] = torch.arange(num)
+    noise = gumbel_noise(key["seeds"], key["positions"], key["token_ids"][:, None], torch.float64)[:, 0]
+    uniform = torch.exp(-torch.exp(-noise))  # the distribution function of a Gumbel variable
+    assert p_value((uniform * NUM_BINS).long().bincount(minlength=NUM_BINS).double()) > UNLIKELY
+    pairs = (uniform[:-1] * 16).long() * 16 + (uniform[1:] * 16).long()
+    assert p_value(pairs.bincount(minlength=256).double()) > UNLIKELY
+
+
+def test_gumbel_noise_belongs_to_the_token_wherever_its_column_stands() -> None:
+    seeds, positions, ids = torch.tensor([3, 4]), torch.tensor([7, 7]), torch.tensor([9, 2, 40])
+    noise = gumbel_noise(seeds, positions, ids, torch.float32)
+    turned = gumbel_noise(seeds, positions, ids.flip(0).expand(2, 3), torch.float32)
+    assert torch.equal(noise.flip(1), turned)
+
+
+def test_uniform_choices_are_uniform_and_in_range() -> None:
+    num = 40_000
+    seeds, positions = torch.full((num,), 5), torch.arange(num)
+    places = uniform_choice(torch.full((num,), 100), seeds=seeds, positions=positions)
+    assert p_value(places.bincount(minlength=100).double()) > UNLIKELY
+    assert uniform_choice(torch.ones(num, dtype=torch.long), seeds=seeds, positions=positions).unique().tolist() == [0]
 
 
 @pytest.mark.parametrize(

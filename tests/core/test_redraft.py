@@ -51,7 +51,7 @@ def test_every_name_is_known_by_its_strategy() -> None:
         assert get_first_guess(name).name == name
 
 
-@pytest.mark.parametrize(("wrong", "nearest"), [("couple", "coupled"), ("gumble", "gumbel"), ("re-use", "reuse")])
+@pytest.mark.parametrize(("wrong", "nearest"), [("couple", "coupled"), ("resampel", "resample"), ("re-use", "reuse")])
 def test_a_misspelt_redraft_gets_the_nearest_name(wrong: str, nearest: str) -> None:
     with pytest.raises(ValueError, match=f"unknown redraft strategy '{wrong}'; did you mean '{nearest}'"):
         get_redraft(wrong)

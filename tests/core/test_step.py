@@ -26,7 +26,7 @@ from sjd_vllm.core.verify import residual
 
 NUM_COLUMNS = 6  # the last column is the end of a line
 ROW_STRIDE = 4
-REDRAFTS = ("coupled", "resample", "gumbel", "reuse")
+REDRAFTS = ("coupled", "resample", "reuse")
 
 
 def legal_at(positions: Tensor) -> Tensor:

@@ -51,14 +51,10 @@ class DemoFamily(ImageFamily):
         return self._prompts.conditional(prompt)
 
     def negative_prompt_token_ids(self, negative_prompt: str | None, size: ImageSize) -> list[int]:
-        return (
-            self._prompts.conditional(negative_prompt) if negative_prompt else self._prompts.unconditional()
-        )
+        return self._prompts.conditional(negative_prompt) if negative_prompt else self._prompts.unconditional()
 
     @torch.inference_mode()
-    def decode_pixels(
-        self, token_ids: list[list[int]], size: ImageSize
-    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def decode_pixels(self, token_ids: list[list[int]], size: ImageSize) -> np.ndarray[Any, np.dtype[np.uint8]]:
         codes = torch.stack([self._grammar.codes(ids) for ids in token_ids])
         pixels = self._vq.decode(codes)
         array: np.ndarray[Any, np.dtype[np.uint8]] = (
