@@ -51,9 +51,9 @@ def test_every_spelling_gives_the_same_engine(model: Path, flags: list[str]) -> 
 
 
 def test_strategies_travel_in_the_config(model: Path) -> None:
-    given = {"method": "sjd", "num_speculative_tokens": 0, "redraft": "gumbel", "first_guess": "left_probs"}
+    given = {"method": "sjd", "num_speculative_tokens": 0, "redraft": "reuse", "first_guess": "left_probs"}
     config = config_of(EngineArgs(model=str(model), speculative_config=given))
-    expected = SJDConfig(num_speculative_tokens=0, redraft="gumbel", first_guess="left_probs")
+    expected = SJDConfig(num_speculative_tokens=0, redraft="reuse", first_guess="left_probs")
     assert config.additional_config["sjd"] == expected.to_mapping()
 
 
@@ -71,6 +71,8 @@ def test_other_engines_are_left_alone(model: Path) -> None:
         ({"redrafts": "coupled"}, "Did you mean 'redraft'"),
         ({"redraft": "resampel"}, "Did you mean 'resample'"),
         ({"first_guess": "left"}, "first_guess must be one of"),
+        ({"first_guess": "left_probs"}, "gumbel makes its first drafts uniform"),
+        ({"adaptive_window": "yes"}, "true or false"),
         ({"reuse_threshold": 0}, "above 0"),
     ],
 )

@@ -51,13 +51,23 @@ def test_an_empty_caption_is_the_unconditional_prompt(tokenizer) -> None:
 
 def test_ids_are_where_the_format_says(tokenizer) -> None:
     assert len(tokenizer) == tokens.VOCAB_SIZE
-    named = {"<pad>": tokens.PAD_ID, "<bos>": tokens.BOS_ID, "<unk>": tokens.UNK_ID, "<boi>": tokens.BOI_ID,
-             "<eol>": tokens.EOL_ID, "<eoi>": tokens.EOI_ID,
-             "<img0>": tokens.IMAGE_START, "<img1023>": tokens.VOCAB_SIZE - 1}
+    named = {
+        "<pad>": tokens.PAD_ID,
+        "<bos>": tokens.BOS_ID,
+        "<unk>": tokens.UNK_ID,
+        "<boi>": tokens.BOI_ID,
+        "<eol>": tokens.EOL_ID,
+        "<eoi>": tokens.EOI_ID,
+        "<img0>": tokens.IMAGE_START,
+        "<img1023>": tokens.VOCAB_SIZE - 1,
+    }
     for token, token_id in named.items():
         assert tokenizer.convert_tokens_to_ids(token) == token_id
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (
-        tokens.BOS_ID, tokens.EOI_ID, tokens.PAD_ID)
+        tokens.BOS_ID,
+        tokens.EOI_ID,
+        tokens.PAD_ID,
+    )
 
 
 def test_codes_and_ids_are_inverse() -> None:

@@ -12,8 +12,9 @@ from sjd_vllm.demo.encode import encode_pool, load_codes
 from sjd_vllm.demo.pool import render_pool
 from sjd_vllm.models.demo.vq import DemoVQ, DemoVQConfig
 
-TINY_VQ = DemoVQConfig(code_dim=4, fine_channels=8, coarse_channels=8, num_encoder_blocks=1, num_decoder_blocks=1,
-                       pixel_channels=4)
+TINY_VQ = DemoVQConfig(
+    code_dim=4, fine_channels=8, coarse_channels=8, num_encoder_blocks=1, num_decoder_blocks=1, pixel_channels=4
+)
 TINY_DECODER = train_decoder.DecoderSize(hidden_size=64, num_layers=1, intermediate_size=64)
 
 
@@ -56,8 +57,14 @@ def test_a_killed_run_ends_where_an_unbroken_one_ends(pool: Path, tmp_path: Path
 
 
 def test_all_stages_write_a_checkpoint_that_loads(tmp_path: Path) -> None:
-    config = train.TrainingConfig(workdir=tmp_path / "work", checkpoint=tmp_path / "checkpoint", num_images=16,
-                                  num_workers=1, vq_size=TINY_VQ, decoder_size=TINY_DECODER)
+    config = train.TrainingConfig(
+        workdir=tmp_path / "work",
+        checkpoint=tmp_path / "checkpoint",
+        num_images=16,
+        num_workers=1,
+        vq_size=TINY_VQ,
+        decoder_size=TINY_DECODER,
+    )
     config = replace(
         config,
         vq=replace(config.vq, num_steps=4, num_sharpen_steps=2, num_continuous_steps=2, batch_size=4),

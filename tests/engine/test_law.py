@@ -44,24 +44,36 @@ def p_value(
     return chi_square_p_value(samples, reference.joint(PROMPT, guidance, ALLOWED, NUM_TOKENS, **kwargs))
 
 
-@pytest.mark.parametrize("redraft", ["coupled", "resample", "gumbel", "reuse"])
-@pytest.mark.parametrize("first_guess", ["uniform", "repeat_left", "left_probs"])
+@pytest.mark.parametrize(
+    ("redraft", "first_guess"),
+    [
+        ("gumbel", "uniform"),
+        *((redraft, guess) for redraft in ("coupled", "resample") for guess in ("uniform", "repeat_left")),
+        ("coupled", "left_probs"),
+        ("reuse", "uniform"),
+        ("reuse", "left_probs"),
+    ],
+)
 def test_joint_law(running: Engine, reference: Reference, redraft: str, first_guess: str) -> None:
     assert p_value(running, reference, {"redraft": redraft, "first_guess": first_guess}) > PASS
 
 
-@pytest.mark.parametrize("redraft", ["coupled", "reuse"])
+@pytest.mark.parametrize("redraft", ["gumbel", "coupled", "reuse"])
 def test_joint_law_under_guidance(running: Engine, reference: Reference, redraft: str) -> None:
     assert p_value(running, reference, {**GUIDANCE, "redraft": redraft}) > PASS
 
 
+@pytest.mark.parametrize("redraft", ["gumbel", "coupled"])
 @pytest.mark.parametrize("processing", [{"top_k": 3}, {"top_p": 0.8}, {"top_k": 3, "top_p": 0.9}])
-def test_joint_law_under_top_k_and_top_p(running: Engine, reference: Reference, processing: dict[str, Any]) -> None:
-    assert p_value(running, reference, GUIDANCE, **processing) > PASS
+def test_joint_law_under_top_k_and_top_p(
+    running: Engine, reference: Reference, redraft: str, processing: dict[str, Any]
+) -> None:
+    assert p_value(running, reference, {**GUIDANCE, "redraft": redraft}, **processing) > PASS
 
 
-def test_joint_law_of_plain_decoding(running: Engine, reference: Reference) -> None:
-    assert p_value(running, reference, {"num_speculative_tokens": 0}) > PASS
+@pytest.mark.parametrize("redraft", ["gumbel", "coupled"])
+def test_joint_law_of_plain_decoding(running: Engine, reference: Reference, redraft: str) -> None:
+    assert p_value(running, reference, {"num_speculative_tokens": 0, "redraft": redraft}) > PASS
 
 
 def test_biased_reuse_is_seen(running: Engine, reference: Reference) -> None:
@@ -79,7 +91,7 @@ def test_a_skipped_residual_is_seen(running: Engine, reference: Reference, monke
         return correct(target_probs, type(window)(window.tokens, window.probs * 0, window.lengths), *args, **kwargs)
 
     monkeypatch.setattr(step, "correct", skip_residual)
-    assert p_value(running, reference, {"first_guess": "left_probs"}) < PASS
+    assert p_value(running, reference, {"redraft": "coupled", "first_guess": "left_probs"}) < PASS
 
 
 def test_lost_guidance_is_seen(running: Engine, reference: Reference) -> None:

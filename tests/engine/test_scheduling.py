@@ -44,10 +44,14 @@ def test_joint_law_under_chunked_prefill_and_preemption(
         running.assert_nothing_left()
 
 
-def test_same_seed_same_tokens_after_preemption(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("redraft", ["gumbel", "coupled"])
+def test_same_seed_same_tokens_after_preemption(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, redraft: str
+) -> None:
     """A resumed request gets its window back: preemption costs a step, not the picture."""
-    guidance = guided(3.0, [1, 9])
-    params = [sampling(100, seed=seed, top_k=10, sjd=guidance if seed % 2 else None) for seed in range(6)]
+    strategy = {"redraft": redraft}
+    guidance = guided(3.0, [1, 9], **strategy)
+    params = [sampling(100, seed=seed, top_k=10, sjd=guidance if seed % 2 else strategy) for seed in range(6)]
 
     def tokens(running: Engine) -> list[list[list[int]]]:
         return running.generate([[1, 2, 3, 4]] * len(params), params)

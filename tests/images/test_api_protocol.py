@@ -33,14 +33,14 @@ def test_every_field_is_read() -> None:
         temperature=0.5,
         top_k=10,
         top_p=0.9,
-        sjd={"method": "sjd", "num_speculative_tokens": 4, "redraft": "gumbel", "first_guess": "repeat_left"},
+        sjd={"method": "sjd", "num_speculative_tokens": 4, "redraft": "coupled", "first_guess": "repeat_left"},
         user="u",
     )
     image = request.image_request()
     assert (image.prompt, image.n, image.seed, image.size, image.guidance_scale) == ("a lake", 3, 7, "96x96", 2)
     assert (image.negative_prompt, image.temperature, image.top_k, image.top_p) == ("a house", 0.5, 10, 0.9)
     assert (image.method, image.num_speculative_tokens) == ("sjd", 4)
-    assert (image.redraft, image.first_guess) == ("gumbel", "repeat_left")
+    assert (image.redraft, image.first_guess) == ("coupled", "repeat_left")
     assert request.identifier == "u"
 
 

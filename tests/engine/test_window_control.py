@@ -1,0 +1,93 @@
+"""The window by load, on machines whose cost of a step is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from sjd_vllm.engine.window_control import WindowController
+
+Cost = Callable[[int, int], float]
+ACCEPTANCE = 5.0  # drafts that an endless window gains
+
+
+def settled(cost: Cost, num_pictures: int, *, longest: int = 64, acceptance: float = ACCEPTANCE) -> list[int]:
+    """The last windows chosen for so many guided pictures on a machine with this cost of (rows, tokens)."""
+    controller = WindowController(longest)
+    rows = 2 * num_pictures
+    chosen = []
+    for _ in range(300):
+        window = controller.choose(num_rows=rows, num_pictures=num_pictures, other_rows=0, other_tokens=0)
+        tokens = rows * (1 + window)
+        controller.observe_step(rows, tokens, cost(rows, tokens))
+        controller.observe_acceptance(window, round(acceptance * window / (window + 17)))
+        chosen.append(window)
+    return chosen[-96:]
+
+
+def usual(windows: list[int]) -> int:
+    return max(set(windows), key=windows.count)
+
+
+def test_idle_compute_takes_the_longest_window() -> None:
+    """A step that costs the same for any number of tokens."""
+    assert usual(settled(lambda rows, tokens: 0.02 + 1e-7 * tokens, 1)) == 64
+
+
+def test_a_token_that_costs_as_much_as_a_step_takes_none() -> None:
+    assert usual(settled(lambda rows, tokens: 1e-6 + 0.01 * tokens, 4)) == 0
+
+
+def test_windows_shrink_with_the_load() -> None:
+    def cost(rows: int, tokens: int) -> float:
+        return 0.006 + 1e-4 * rows + 1e-4 * tokens
+
+    windows = [usual(settled(cost, num_pictures)) for num_pictures in (1, 8, 64)]
+    assert windows == sorted(windows, reverse=True)
+    assert windows[0] >= 16 > windows[-1]
+
+
+@pytest.mark.parametrize("num_pictures", [1, 4, 16, 64])
+def test_the_window_is_within_a_hair_of_the_best(num_pictures: int) -> None:
+    def cost(rows: int, tokens: int) -> float:
+        return 0.005 + 2e-4 * rows + 8e-5 * tokens
+
+    def rate(window: int) -> float:
+        rows = 2 * num_pictures
+        return (1 + ACCEPTANCE * window / (window + 17)) / cost(rows, rows * (1 + window))
+
+    best = max(rate(window) for window in range(65))
+    assert rate(usual(settled(cost, num_pictures))) > 0.93 * best
+
+
+def test_drafts_that_are_never_accepted_are_not_made() -> None:
+    assert usual(settled(lambda rows, tokens: 0.01 + 1e-4 * tokens, 1, acceptance=0.0)) == 0
+
+
+def test_one_stalled_step_changes_nothing() -> None:
+    def cost(rows: int, tokens: int) -> float:
+        return 0.006 + 1e-4 * tokens
+
+    steps = iter([1.0] * 150 + [500.0] + [1.0] * 1000)
+    calm, stalled = settled(cost, 2), settled(lambda rows, tokens: cost(rows, tokens) * next(steps), 2)
+    assert usual(stalled) == usual(calm)
+
+
+def test_a_window_of_zero_can_be_left_again() -> None:
+    """Load goes, and the window comes back."""
+    controller = WindowController(64)
+
+    def run(num_pictures: int, steps: int) -> list[int]:
+        chosen = []
+        for _ in range(steps):
+            rows = 2 * num_pictures
+            window = controller.choose(num_rows=rows, num_pictures=num_pictures, other_rows=0, other_tokens=0)
+            tokens = rows * (1 + window)
+            controller.observe_step(rows, tokens, 0.004 + 2e-4 * tokens)
+            controller.observe_acceptance(window, round(ACCEPTANCE * window / (window + 17)))
+            chosen.append(window)
+        return chosen
+
+    assert usual(run(64, 300)[-96:]) <= 2
+    assert usual(run(1, 300)[-96:]) >= 8
