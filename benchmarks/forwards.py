@@ -1,4 +1,4 @@
-"""Forwards per picture by redraft strategy and window, on the demo model or another checkpoint.
+"""Forwards per picture by strategy, first guess, window, guidance and top-k, on the demo model or another checkpoint.
 
 One engine; every cell of the table decodes the same prompts with the same seeds. A row is appended as soon as a cell
 is measured, and a cell that the current commit has a row for is skipped, so that a run can be stopped and taken up.
@@ -19,7 +19,7 @@ from sjd_vllm.config import ConfigError
 from sjd_vllm.demo.captions import captions
 from sjd_vllm.images.bench import mean_and_error, percentiles
 from sjd_vllm.images.environment import prepare_environment
-from sjd_vllm.images.flags import Parser, int_list
+from sjd_vllm.images.flags import Parser, float_list, int_list
 from sjd_vllm.images.machine import provenance
 from sjd_vllm.images.rows import append_rows, rounded
 
@@ -27,7 +27,17 @@ if TYPE_CHECKING:
     from sjd_vllm.images.pipeline import ImagePipeline
 
 RESULTS = Path(__file__).parent / "results" / "forwards.csv"
-KEY = ("commit", "model", "guidance_scale", "num_prompts", "first_seed", "first_guess", "redraft", "window")
+KEY = (
+    "commit",
+    "model",
+    "guidance_scale",
+    "top_k",
+    "num_prompts",
+    "first_seed",
+    "first_guess",
+    "redraft",
+    "window",
+)
 
 
 def main() -> None:
@@ -44,21 +54,30 @@ def main() -> None:
         args.model, num_speculative_tokens=max(args.windows), max_batch_size=args.batch_size
     ) as pipeline:
         pipeline.start()
-        for redraft, window in itertools.product(args.redrafts.split(","), args.windows):
+        defaults = pipeline.family.defaults
+        for redraft, first_guess, guidance_scale, top_k, window in itertools.product(
+            args.redrafts.split(","),
+            args.first_guesses.split(","),
+            args.guidance_scales or [defaults.guidance_scale],
+            args.top_ks or [defaults.top_k],
+            args.windows,
+        ):
             cell = {
                 **taken_on,
                 "model": pipeline.model.name,
-                "guidance_scale": pipeline.family.defaults.guidance_scale,
+                "guidance_scale": guidance_scale,
+                "top_k": top_k,
                 "num_prompts": len(prompts),
                 "first_seed": args.seed,
-                "first_guess": args.first_guess,
+                "first_guess": first_guess,
                 "redraft": redraft,
                 "window": window,
             }
             if tuple(str(cell[name]) for name in KEY) not in done:
                 figures = _measure(pipeline, prompts, cell)
                 append_rows(args.output, [{**cell, **figures}])
-                print(f"{redraft:>12} {window:>3}: {figures['forwards_mean']:g} ± {figures['forwards_se']:g} forwards")
+                name = f"{redraft} {first_guess}, guidance {guidance_scale:g}, top-k {top_k}, window {window}"
+                print(f"{name}: {figures['forwards_mean']:g} ± {figures['forwards_se']:g} forwards")
 
 
 def _parse_args() -> argparse.Namespace:
@@ -67,8 +86,10 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=64, help="captions to decode (64)")
     parser.add_argument("--seed", type=int, default=0, help="of the captions and the first picture (0)")
     parser.add_argument("--windows", type=int_list, default=[8, 16, 32, 64], help="comma-separated (8,16,32,64)")
-    parser.add_argument("--redrafts", default="coupled,resample,gumbel,reuse", help="comma-separated strategies")
-    parser.add_argument("--first-guess", default="uniform", help="how new drafts are made (uniform)")
+    parser.add_argument("--redrafts", default="gumbel,coupled,resample,reuse", help="comma-separated strategies")
+    parser.add_argument("--first-guesses", default="uniform", help="how new drafts are made, comma-separated (uniform)")
+    parser.add_argument("--guidance-scales", type=float_list, help="comma-separated (the model's)")
+    parser.add_argument("--top-ks", type=int_list, help="comma-separated, 0 is all (the model's)")
     parser.add_argument("--batch-size", type=int, default=8, help="pictures decoded at once (8)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="CSV file to append to")
     args: argparse.Namespace = parser.parse_args()
@@ -89,6 +110,8 @@ def _measure(pipeline: ImagePipeline, prompts: list[str], cell: dict[str, Any]) 
             num_speculative_tokens=cell["window"],
             redraft=cell["redraft"],
             first_guess=cell["first_guess"],
+            guidance_scale=cell["guidance_scale"],
+            top_k=cell["top_k"],
             progress=show,
         )
     forwards = [picture.num_steps for picture in result.pictures]

@@ -90,7 +90,7 @@ def _reject_unknown(cls: type, given: Iterable[str]) -> None:
 class SJDConfig:
     """Settings of one engine; each is the default of the request setting of the same name."""
 
-    num_speculative_tokens: int = 32  # draft tokens in the window, 0..128; 0 is plain decoding
+    num_speculative_tokens: int = 64  # draft tokens in the window, 0..128; 0 is plain decoding
     redraft: str = GUMBEL  # how uncommitted drafts are refreshed, one of REDRAFT_NAMES
     first_guess: str = "uniform"  # how drafts for new slots are made, one of FIRST_GUESS_NAMES
     adaptive_window: bool = True  # under `gumbel`, shorten the window where load makes drafts cost more than they gain

@@ -9,8 +9,9 @@ import pytest
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from sjd_vllm.config import FIRST_GUESS_NAMES, REDRAFT_NAMES, ConfigError, SJDConfig
+from sjd_vllm.config import FIRST_GUESS_NAMES, GUMBEL, REDRAFT_NAMES, ConfigError, SJDConfig
 from sjd_vllm.core import FIRST_GUESS_NAMES as CORE_FIRST_GUESS_NAMES
+from sjd_vllm.core import GUMBEL as CORE_GUMBEL
 from sjd_vllm.core import REDRAFT_NAMES as CORE_REDRAFT_NAMES
 from sjd_vllm.plugin import register
 from tiny_models import make_tiny_llama
@@ -105,5 +106,6 @@ def test_registering_twice_patches_once() -> None:
 
 def test_the_config_knows_the_strategies_of_the_core() -> None:
     """The config must not import torch, so it names them itself."""
-    assert set(REDRAFT_NAMES) == set(CORE_REDRAFT_NAMES)
+    assert set(REDRAFT_NAMES) == {GUMBEL, *CORE_REDRAFT_NAMES}
+    assert GUMBEL == CORE_GUMBEL
     assert set(FIRST_GUESS_NAMES) == set(CORE_FIRST_GUESS_NAMES)

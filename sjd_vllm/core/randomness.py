@@ -116,9 +116,9 @@ _MIX_2 = _wrapped(0x94D049BB133111EB)
 
 def _mix(x: Tensor) -> Tensor:
     """A bijection of the 64-bit integers whose output bits each depend on all input bits. x is not changed."""
-    x = (x ^ _shift(x, 30)) * _MIX_1
-    x = (x ^ _shift(x, 27)).mul_(_MIX_2)
-    return x ^ _shift(x, 31)
+    x = _shift(x, 30).bitwise_xor_(x).mul_(_MIX_1)
+    x = _shift(x, 27).bitwise_xor_(x).mul_(_MIX_2)
+    return _shift(x, 31).bitwise_xor_(x)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

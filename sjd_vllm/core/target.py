@@ -79,9 +79,11 @@ def validate_legal(legal: Tensor, lengths: Tensor | None = None) -> None:
 
 def mix_guidance(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
     """uncond + scale * (cond - uncond); scale [R, ...] broadcasts over the columns, and 1 gives exactly `cond`."""
-    mixed = torch.sub(cond, uncond).mul_(scale).add_(uncond)
-    # scale 1 must not even differ by rounding; -inf - -inf would be NaN where both models forbid a column
-    return torch.where((scale == 1) | (cond == -torch.inf), cond, mixed)
+    mixed = torch.lerp(uncond, cond, scale)
+    if cond.device.type == "cpu" and bool(cond.amin() > -torch.inf):  # a look is cheaper than the repair, on a CPU
+        return mixed
+    # where both models forbid a column, -inf - -inf would be NaN
+    return mixed.masked_fill_(cond == -torch.inf, -torch.inf)
 
 
 def keep_top(logits: Tensor, top_k: Tensor | int | None, top_p: Tensor | None, max_top_k: int | None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -86,7 +86,16 @@ def read_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
 
 def int_list(text: str) -> list[int]:
     """Whole numbers separated by commas, for argparse."""
+    return _list_of(int, "whole numbers", text)
+
+
+def float_list(text: str) -> list[float]:
+    """Numbers separated by commas, for argparse."""
+    return _list_of(float, "numbers", text)
+
+
+def _list_of(kind: Callable[[str], Any], name: str, text: str) -> list[Any]:
     try:
-        return [int(part) for part in text.split(",")]
+        return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be whole numbers separated by commas; got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be {name} separated by commas; got {text!r}") from None

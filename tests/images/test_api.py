@@ -107,7 +107,7 @@ def test_settings_are_honoured(client: openai.OpenAI) -> None:
         {"temperature": 0.5},
         {"top_k": 3},
         {"top_p": 0.3},
-        {"sjd": {"first_guess": "repeat_left"}},
+        {"sjd": {"redraft": "coupled", "first_guess": "repeat_left"}},
     ):
         assert picture(**extra) != base, extra
     assert picture(temperature=0, seed=1) == picture(temperature=0, seed=2)
@@ -167,7 +167,7 @@ def test_a_stream_without_partial_pictures_has_one_event(client: openai.OpenAI) 
         ({"extra_body": {"negative_prompt": "a red house " * 300}}, "negative_prompt", "too long"),
         ({"extra_body": {"guidance_scale": -1}}, "guidance_scale", "greater than 0"),
         ({"extra_body": {"guidence_scale": 1}}, "guidence_scale", "Did you mean 'guidance_scale'?"),
-        ({"extra_body": {"sjd": {"num_speculative_tokens": 33}}}, "sjd.num_speculative_tokens", "from 0 to 32"),
+        ({"extra_body": {"sjd": {"num_speculative_tokens": 65}}}, "sjd.num_speculative_tokens", "from 0 to 64"),
         ({"extra_body": {"sjd": {"redraft": "couple"}}, "stream": True}, "sjd.redraft", "Did you mean 'coupled'?"),
     ],
 )

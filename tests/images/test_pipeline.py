@@ -20,8 +20,16 @@ def test_same_seed_same_picture_whatever_is_beside_it(pipeline: ImagePipeline) -
         second = together[2 * index + 1]
         assert (second.request.prompt, second.request.seed) == (prompt, 6)
         assert second.token_ids == alone.token_ids
-        assert second.num_steps == alone.num_steps
         assert np.array_equal(np.asarray(second.image), np.asarray(alone.image))
+
+
+def test_plain_decoding_makes_the_same_pictures(pipeline: ImagePipeline) -> None:
+    drafted, short, plain = (
+        pipeline.generate(PROMPTS, seed=5, **settings).pictures
+        for settings in ({}, {"num_speculative_tokens": 3}, {"method": "none"})
+    )
+    assert [p.token_ids for p in drafted] == [p.token_ids for p in plain] == [p.token_ids for p in short]
+    assert all(picture.num_steps == picture.request.num_tokens for picture in plain)
 
 
 def test_another_seed_gives_another_picture(pipeline: ImagePipeline) -> None:
