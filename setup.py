@@ -29,9 +29,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["sjd_vllm", "sjd_vllm.*"]),
+    packages=[*find_packages(include=["sjd_vllm", "sjd_vllm.*"]), *find_packages("kernels")],
+    package_dir={"sjd_kernels": "kernels/sjd_kernels"},
     package_data={"sjd_vllm": ["py.typed"], "sjd_vllm.demo": ["checkpoint/**"]},
-    install_requires=["numpy", "pillow>=12", "safetensors", "tqdm", "transformers>=5.16,<6"],
+    install_requires=["numba", "numpy", "pillow>=12", "safetensors", "tqdm", "transformers>=5.16,<6"],
     extras_require={
         "gpu": ["vllm==0.32.*"],
         "server": ["fastapi", "python-multipart", "uvicorn"],

@@ -8,36 +8,14 @@ Dimension letters: R pictures, N scored positions, T positions of the longest se
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from sjd_vllm.core import gumbel_choices, sweep, uniform_choice
+from sjd_vllm.core import sweep, uniform_choice
 from sjd_vllm.engine.batch_step import Pictures, ScheduledBatch
+from sjd_vllm.engine.legal_set import LegalSet
 from sjd_vllm.engine.slot_table import Array, SlotTable
-
-
-class LegalSet:
-    """The token ids that are legal at some positions, ascending."""
-
-    def __init__(self, token_ids: Tensor, device: torch.device) -> None:
-        self.token_ids = token_ids.numpy()
-        self._device_ids = token_ids.to(device)
-        first, last = int(token_ids[0]), int(token_ids[-1])
-        # a contiguous range of ids is a view of the logits, not a copy
-        self._range = slice(first, last + 1) if last - first + 1 == len(token_ids) else None
-
-    def choices(self, logits: Tensor, rows: Tensor, uncond_rows: Tensor | None, **settings: Any) -> Tensor:
-        """What the noise picks for some rows of logits [*, vocabulary]; see `gumbel_choices`."""
-        columns = logits[:, self._range] if self._range is not None else logits[:, self._device_ids]
-        return gumbel_choices(
-            columns[rows].float(),
-            self._device_ids,
-            uncond_logits=None if uncond_rows is None else columns[uncond_rows].float(),
-            **settings,
-        )
 
 
 class FixedNoisePool:
@@ -57,7 +35,6 @@ class FixedNoisePool:
         self._num_legal = counts[set_of_position]
         self._only_id = np.array([legal.token_ids[0] if len(legal.token_ids) == 1 else -1 for legal in self._sets])
         self._width = width
-        self._device = device
         self._drafts = np.zeros((0, len(set_of_position)), np.int64)
 
     def take_slot(self, **settings: float) -> int:
@@ -114,38 +91,16 @@ class FixedNoisePool:
         return choices
 
     def _chosen(self, index: int, pictures: Pictures, batch: ScheduledBatch, positions: Array, where: Array) -> Array:
-        slots = self.slots
         owner, offsets = pictures.owner[where], pictures.offsets[where]
         own = pictures.slots[owner]
-        scale, temperature, top_p = slots.guidance_scale[own], slots.temperature[own], slots.top_p[own]
-        rows, uncond_rows, seeds, position, top_k = self._to_device(
-            np.stack(
-                [
-                    batch.first[pictures.cond[owner]] + offsets,
-                    batch.first[pictures.uncond[owner]] + offsets,
-                    slots.seed[own],
-                    positions[where],
-                    slots.top_k[own],
-                ]
-            )
-        )
-        is_guided = bool((scale != 1).any())
-        highest, lowest = int(slots.top_k[own].max()), int(slots.top_k[own].min())
-        chosen = self._sets[index].choices(
+        return self._sets[index].choices(
             batch.logits,
-            rows,
-            uncond_rows if is_guided else None,
-            seeds=seeds,
-            positions=position,
-            guidance_scale=self._to_device(scale) if is_guided else None,
-            temperature=self._to_device(temperature) if (temperature != 1).any() else None,
-            # one value for all rows selects without a count a row
-            top_k=None if highest == 0 else highest if highest == lowest else top_k,
-            top_p=self._to_device(top_p) if (top_p < 1).any() else None,
-            max_top_k=highest,
+            rows=batch.first[pictures.cond[owner]] + offsets,
+            uncond_rows=batch.first[pictures.uncond[owner]] + offsets,
+            guidance_scale=self.slots.guidance_scale[own],
+            temperature=self.slots.temperature[own],
+            top_k=self.slots.top_k[own],
+            top_p=self.slots.top_p[own],
+            seeds=self.slots.seed[own],
+            positions=positions[where],
         )
-        ids: Array = chosen.cpu().numpy()
-        return ids
-
-    def _to_device(self, values: Array) -> Tensor:
-        return torch.from_numpy(values).to(self._device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sjd_kernels.gumbel_choices_cpu import compile_now
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -41,3 +42,4 @@ class SJDCPUWorker(CPUWorker):
             )
         # CPUWorker builds its runner by a fixed name; ours adds methods only, so the class can be swapped.
         self.model_runner.__class__ = SJDCPUModelRunner
+        compile_now()

@@ -11,7 +11,7 @@ import torch
 from engine_harness import Engine, engine, guided, sampling
 from vllm import SamplingParams
 
-from sjd_vllm.engine import fixed_noise_pool
+from sjd_vllm.engine.legal_set import LegalSet
 
 GUIDANCE = guided(3.0, [1, 9])
 PROMPT = [1, 2, 3, 4]
@@ -81,13 +81,14 @@ def test_an_unguided_request_ends_at_the_models_length(running: Engine) -> None:
 
 def test_logits_that_are_not_numbers_fail_their_request_alone(running: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = one(running, 11, GUIDANCE)
-    gumbel_choices = fixed_noise_pool.gumbel_choices
+    choices = LegalSet.choices
 
-    def poisoned(logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        is_sick = kwargs["guidance_scale"] == 7.0
-        return gumbel_choices(logits.masked_fill(is_sick[:, None], torch.nan), *args, **kwargs)
+    def poisoned(self: LegalSet, logits: torch.Tensor, **settings: Any) -> Any:
+        logits = logits.clone()
+        logits[settings["rows"][settings["guidance_scale"] == 7.0]] = torch.nan
+        return choices(self, logits, **settings)
 
-    monkeypatch.setattr(fixed_noise_pool, "gumbel_choices", poisoned)
+    monkeypatch.setattr(LegalSet, "choices", poisoned)
     sick = sampling(100, seed=1, sjd=guided(7.0, [1, 9]))
     good = sampling(100, seed=11, top_k=10, sjd=GUIDANCE)
     given = [{"prompt_token_ids": PROMPT}] * 2
