@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sjd_kernels.gumbel_choices_cpu import compile_now
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
 
+from sjd_kernels.gumbel_choices_cpu import compile_now
 from sjd_vllm.engine.v1_runner import SJDRunnerMixin
 
 
