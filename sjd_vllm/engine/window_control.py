@@ -16,12 +16,16 @@ import numpy as np
 # Drafts gained by a window of w, relative to an endless one: w / (w + HALF). From the forwards per picture of the demo
 # model by window (benchmarks/results/forwards.csv).
 _HALF_WINDOW = 17.0
+# What an endless window gains before anything was measured, and for how many full windows' worth this counts.
+_PRIOR_GAIN, _PRIOR_WEIGHT = 5.0, 4.0
 _CANDIDATES = (0, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-_MEMORY = 0.99  # weight of a step's figures after each later step
+_MEMORY = 0.995  # weight of a step's figures after each later step
 _NUM_WARM_UP = 4  # the first steps of a process are slow
-_NUM_TRUSTED = 12  # steps before which the longest window is used
-_PROBE_EVERY = 24  # steps between two with a neighbouring window, without which rows and tokens always grow together
-_OUTLIER = 3.0  # a step that took so many times the expected time says nothing about the next one
+_NUM_TRUSTED = 12  # steps with drafts before which the longest window is used
+# Every so many steps one has another window, all candidates in turn: rows and tokens must not always grow together, and
+# a window that was given up for a wrong reason must come back. Not those that would take so many times the best one's
+# time.
+_PROBE_EVERY, _PROBE_LIMIT = 8, 3.0
 
 
 class WindowController:
@@ -32,29 +36,27 @@ class WindowController:
     """
 
     def __init__(self, longest: int) -> None:
-        self._candidates = [window for window in _CANDIDATES if window < longest] + [longest]
+        self._candidates = np.array([window for window in _CANDIDATES if window < longest] + [longest])
         self._num_steps = 0
-        # weighted sums of the least squares of seconds = cost @ (1, rows, tokens), each step relative to its seconds
+        self._num_drafting = 0
+        # weighted sums of the least squares of seconds = cost @ (1, rows, tokens), each step relative to its seconds,
+        # so that a stalled step, which says nothing about the next one, hardly counts
         self._products = np.zeros((3, 3))
         self._rates = np.zeros(3)
-        self._cost = np.zeros(3)
-        # drafts accepted, and those that an acceptance of 1 would have had accepted
-        self._accepted = 0.0
-        self._possible = 0.0
+        # drafts accepted, and what a gain of 1 would have had accepted
+        self._accepted = _PRIOR_GAIN * _PRIOR_WEIGHT
+        self._possible = _PRIOR_WEIGHT
         self.window = longest
 
     def observe_step(self, num_rows: int, num_tokens: int, seconds: float) -> None:
         """A step of so many rows and tokens took so long, from its start to the start of the next one."""
         self._num_steps += 1
-        features = np.array([1.0, num_rows, num_tokens])
         if self._num_steps <= _NUM_WARM_UP or seconds <= 0:
             return
-        if self._num_steps > _NUM_TRUSTED and seconds > _OUTLIER * float(self._cost @ features) > 0:
-            seconds = _OUTLIER * float(self._cost @ features)
-        relative = features / seconds
+        self._num_drafting += num_tokens > num_rows
+        relative = np.array([1.0, num_rows, num_tokens]) / seconds
         self._products = _MEMORY * self._products + np.outer(relative, relative)
         self._rates = _MEMORY * self._rates + relative
-        self._cost = self._fitted()
 
     def observe_acceptance(self, window: int, num_accepted: int) -> None:
         """A request had so many of its `window` drafts accepted."""
@@ -67,23 +69,18 @@ class WindowController:
         num_rows: rows of the pictures that take the window, both halves counted; num_pictures: how many these are.
         other_rows, other_tokens: of everything else in the step.
         """
-        if not num_pictures or self._num_steps <= _NUM_TRUSTED or not self._possible:
-            self.window = self._candidates[-1]
-            return self.window
-        windows = np.array(self._candidates, dtype=float)
-        seconds = (
-            self._cost[0]
-            + self._cost[1] * (num_rows + other_rows)
-            + self._cost[2] * (num_rows * (1 + windows) + other_tokens)
-        )
-        tokens = 1 + self._accepted / self._possible * _gain(windows)
-        best = int(np.argmax(tokens / seconds))
-        probe = self._num_steps % (2 * _PROBE_EVERY)
-        if probe == 0:
-            best = max(best - 1, 0)
-        elif probe == _PROBE_EVERY:
-            best = min(best + 1, len(windows) - 1)
-        self.window = self._candidates[best]
+        self.window = int(self._candidates[-1])
+        if num_pictures and self._num_drafting >= _NUM_TRUSTED:
+            fixed, per_row, per_token = self._fitted()
+            tokens = num_rows * (1 + self._candidates) + other_tokens
+            seconds = fixed + per_row * (num_rows + other_rows) + per_token * tokens
+            gained = 1 + self._accepted / self._possible * _gain(self._candidates)
+            best = int(np.argmax(gained / seconds))
+            if self._num_steps % _PROBE_EVERY == 0:
+                probe = self._num_steps // _PROBE_EVERY % len(self._candidates)
+                if seconds[probe] <= _PROBE_LIMIT * seconds[best]:
+                    best = probe
+            self.window = int(self._candidates[best])
         return self.window
 
     def _fitted(self) -> np.ndarray:
