@@ -65,7 +65,8 @@ class Card {
   show(step, showsBars) {
     if (!this.bars) return;
     const now = Math.min(step, this.bars.length);
-    const paper = getComputedStyle(this.frame).getPropertyValue("--paper");
+    const style = getComputedStyle(this.frame);
+    const paper = { fill: style.getPropertyValue("--paper"), line: style.getPropertyValue("--line") };
     drawMap(this.overlay, this.bars, this.size, now, showsBars, paper);
   }
 

@@ -29,7 +29,7 @@ function stepColour(step, numSteps) {
 /**
  * Draw the first `step` forwards.
  *
- * What came later is covered with `paper`; with `showsBars` the newest forward stands out.
+ * What came later is covered with `paper`, its colours of fill and line; with `showsBars` the newest forward stands out.
  */
 function drawMap(canvas, bars, size, step, showsBars, paper) {
   const { width, height } = canvas.getBoundingClientRect();
@@ -40,9 +40,12 @@ function drawMap(canvas, bars, size, step, showsBars, paper) {
   pen.scale(scale, scale);
   const cell = { width: width / size.columns, height: height / size.rows };
   const gap = Math.min(1.5, cell.width / 8);
-  pen.fillStyle = paper;
   for (const { row, first, end } of bars.slice(step).flat()) {
-    pen.fillRect(first * cell.width - 0.3, row * cell.height - 0.3, (end - first) * cell.width + 0.6, cell.height + 0.6);
+    pen.fillStyle = paper.fill;
+    pen.fillRect(first * cell.width, row * cell.height, (end - first) * cell.width + 0.5, cell.height + 0.5);
+    pen.fillStyle = paper.line;
+    pen.fillRect(first * cell.width, row * cell.height, (end - first) * cell.width, 1);
+    for (let column = first; column < end; column++) pen.fillRect(column * cell.width, row * cell.height, 1, cell.height);
   }
   if (!showsBars) return;
   const isPlaying = step < bars.length;

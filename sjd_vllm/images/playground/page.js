@@ -21,6 +21,8 @@ async function loadOptions() {
   hideError();
   fillForm(options);
   if (location.hash.length > 1) restoreSettings(location.hash);
+  else byId("window").value ||= options.defaults.num_speculative_tokens;
+  byId("prompt").value ||= options.examples[0] ?? "";
   say(`Ready: the model ${options.model}.`);
   refresh();
 }
@@ -52,7 +54,7 @@ async function run(work) {
   running = controller;
   document.body.classList.add("running");
   byId("stop").hidden = false;
-  byId("make").disabled = byId("compare").disabled = true;
+  byId("compare").hidden = byId("make").disabled = true;
   byId("verdict").hidden = true;
   player.load([]);
   try {
@@ -70,7 +72,7 @@ async function run(work) {
     document.body.classList.remove("running");
     const hadFocus = document.activeElement === byId("stop");
     byId("stop").hidden = true;
-    byId("make").disabled = byId("compare").disabled = false;
+    byId("compare").hidden = byId("make").disabled = false;
     if (hadFocus) byId("make").focus();
     refresh();
   }
@@ -90,12 +92,13 @@ async function makePictures({ n = 1, ...settings }, signal) {
   say(`Done: ${counted(n, "picture")}, ${counted(tokens, "token")} in ${counted(steps, "forward")}.`);
 }
 
-/** The same seed both ways, one after the other so that neither slows the other. */
+/** The same seed both ways, one after the other so that neither slows the other, with a window that load does not cut. */
 async function compare({ n: _, ...settings }, signal) {
-  const sjd = settings.sjd?.method === "none" ? {} : settings.sjd;
+  const sjd = { num_speculative_tokens: options.defaults.num_speculative_tokens, ...settings.sjd };
+  delete sjd.method;
   const size = sizeOf(settings);
   const plain = new Card("Plain decoding", size, settings.prompt);
-  const jacobi = new Card("Jacobi decoding", size, settings.prompt);
+  const jacobi = new Card(`Jacobi decoding, window ${sjd.num_speculative_tokens}`, size, settings.prompt);
   showCards([plain, jacobi]);
   say("Jacobi decoding …");
   await paint(jacobi, { ...settings, sjd }, signal);
@@ -103,11 +106,11 @@ async function compare({ n: _, ...settings }, signal) {
   await paint(plain, { ...settings, sjd: { method: "none" } }, signal);
   player.load([plain, jacobi]);
   const forwards = times(plain.figures.num_steps / jacobi.figures.num_steps);
-  const faster = times(plain.figures.decode_seconds / jacobi.figures.decode_seconds);
+  const speed = plain.figures.decode_seconds / jacobi.figures.decode_seconds;
   const same = plain.b64 === jacobi.b64 ? " Both pictures are the same, bit for bit." : "";
   byId("verdict").replaceChildren(
     element("b", { textContent: forwards }), " fewer forwards, ",
-    element("b", { textContent: faster }), ` faster.${same}`,
+    element("b", { textContent: times(Math.max(speed, 1 / speed)) }), ` ${speed < 1 ? "slower" : "faster"}.${same}`,
   );
   byId("verdict").hidden = false;
   say(`Done: ${byId("verdict").textContent}`);
@@ -132,6 +135,12 @@ function sizeOf(settings) {
 function showCards(cards) {
   byId("cards").dataset.count = cards.length;
   byId("cards").replaceChildren(...cards.map((card) => card.root));
+  showResults();
+}
+
+/** Where the pictures are below the form, bring them into view. */
+function showResults() {
+  if (matchMedia("(max-width: 52rem)").matches) byId("results").scrollIntoView();
 }
 
 function useSeed(seed) {
@@ -150,14 +159,20 @@ function showError(error) {
   const box = byId("error");
   box.querySelector("strong").textContent = field ? `${field.label} cannot be used` : "That did not work";
   box.querySelector("p").textContent = error.message;
-  box.hidden = false;
   say("");
   if (error.status === 401) {
     needsKey = true;
     byId("key-field").hidden = false;
   }
   const control = error.status === 401 ? byId("key") : field && byId(field.id);
-  if (!control) return;
+  // Beside the field that it is about, or else above the pictures.
+  if (control) control.closest(".field").after(box);
+  else byId("results").prepend(box);
+  box.hidden = false;
+  if (!control) {
+    showResults();
+    return;
+  }
   control.closest("details")?.setAttribute("open", "");
   control.setAttribute("aria-invalid", "true");
   control.focus();

@@ -24,6 +24,7 @@ class Player {
   load(cards) {
     this.pause();
     this.cards = cards;
+    this.showMap.checked = false;
     byId("player").hidden = !cards.length;
     this.numSteps = Math.max(0, ...cards.map((card) => card.bars.length));
     this.scrub.max = this.numSteps;

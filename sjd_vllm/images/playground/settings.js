@@ -44,7 +44,7 @@ function fillForm(options) {
   byId("top-k").placeholder = defaults.top_k || "all";
   byId("top-p").placeholder = defaults.top_p;
   byId("window").placeholder = defaults.num_speculative_tokens;
-  byId("window-hint").textContent = `A window of up to ${defaults.num_speculative_tokens} drafts; 0 is none.`;
+  byId("window-hint").textContent = `The window is 0 to ${defaults.num_speculative_tokens} drafts; empty is the engine's own.`;
   byId("n").max = options.max_n;
   byId("strategy").replaceChildren(
     new Option(`${defaults.redraft} (default)`, ""),
@@ -54,11 +54,10 @@ function fillForm(options) {
   byId("size").replaceChildren(...options.sizes.map(({ size }, index) => new Option(size, index ? size : "")));
   byId("examples").replaceChildren(
     ...options.examples.map((text) =>
-      element("li", {}, element("button", { type: "button", className: "example", textContent: text })),
+      element("li", {}, element("button", { type: "button", className: "example", textContent: text, title: text })),
     ),
   );
   byId("examples-field").hidden = !options.examples.length;
-  if (!byId("prompt").value) byId("prompt").value = options.examples[0] ?? "";
 }
 
 function showStrategyHint(options) {
