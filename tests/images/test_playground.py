@@ -32,7 +32,7 @@ KEY = "a-key"
 PROMPT = "a calm lake at sunset, a red house on the left"
 NUM_ROWS, NUM_TOKENS = 16, 273
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on PATH (Debian: apt-get install chromium)")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (Debian: apt-get install chromium)")
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_both_ways_side_by_side(page: Page) -> None:
     expect(plain).to_contain_text(f"{NUM_TOKENS} forwards")
     steps = [int(card.locator(".note b").first.inner_text()) for card in (plain, jacobi)]
     assert steps[0] > 1.5 * steps[1]
-    expect(page.locator("#verdict")).to_contain_text(f"{steps[0] / steps[1]:.1f}× fewer forwards")
+    expect(page.locator("#verdict")).to_contain_text(f"{steps[0] / steps[1]:.1f}\u00d7 fewer forwards")
     assert "s decoding" in jacobi.inner_text()
 
 
@@ -171,7 +171,14 @@ def test_several_pictures_have_consecutive_seeds(page: Page) -> None:
 
 def test_a_link_restores_the_settings_and_never_holds_the_key(page: Page, server: httpx.Client) -> None:
     page.get_by_text("More settings").click()
-    given = {"Prompt": "a boat & 'stars'", "Guidance": "2.5", "Seed": "11", "Pictures": "2", "Window": "8", "Top-k": "50"}
+    given = {
+        "Prompt": "a boat & 'stars'",
+        "Guidance": "2.5",
+        "Seed": "11",
+        "Pictures": "2",
+        "Window": "8",
+        "Top-k": "50",
+    }
     for label, value in given.items():
         page.get_by_label(label, exact=True).fill(value)
     page.get_by_label("Strategy").select_option("coupled")
@@ -191,12 +198,17 @@ def test_a_link_restores_the_settings_and_never_holds_the_key(page: Page, server
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="the line needs curl and jq")
 @pytest.mark.parametrize("num_pictures", [1, 2])
 def test_the_curl_line_works_in_a_shell(page: Page, tmp_path: Path, num_pictures: int) -> None:
-    page.get_by_label("Prompt", exact=True).fill("a lake's \"shore\" at `night` $HOME")
+    page.get_by_label("Prompt", exact=True).fill('a lake\'s "shore" at `night` $HOME')
     page.get_by_label("Pictures", exact=True).fill(str(num_pictures))
     line = page.locator("#curl").input_value()
     assert KEY not in line
-    subprocess.run(["bash", "-euo", "pipefail", "-c", line], cwd=tmp_path, env={"API_KEY": KEY, "PATH": "/usr/bin:/bin"},
-                   check=True, timeout=60)
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", line],
+        cwd=tmp_path,
+        env={"API_KEY": KEY, "PATH": "/usr/bin:/bin"},
+        check=True,
+        timeout=60,
+    )
     names = ["picture.png"] if num_pictures == 1 else ["picture-1.png", "picture-2.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert all(Image.open(tmp_path / name).size == (96, 96) for name in names)

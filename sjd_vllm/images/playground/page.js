@@ -166,7 +166,7 @@ function showError(error) {
   }
   const control = error.status === 401 ? byId("key") : field && byId(field.id);
   // Beside the field that it is about, or else above the pictures.
-  if (control) control.closest(".field").after(box);
+  if (control) (control.closest(".grid") ?? control.closest(".field")).after(box);
   else byId("results").prepend(box);
   box.hidden = false;
   if (!control) {
