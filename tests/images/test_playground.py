@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (D
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    command = ["sjd-vllm", "serve", "--max-batch-size", "4", "--", "--api-key", KEY]
+    command = ["sjd-vllm", "serve", "--num-speculative-tokens", "32", "--max-batch-size", "4", "--", "--api-key", KEY]
     with live_server(command, tmp_path_factory.mktemp("serve") / "log") as client:
         client.headers["authorization"] = f"Bearer {KEY}"
         yield client
