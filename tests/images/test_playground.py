@@ -141,6 +141,7 @@ def test_the_map_is_played_back(page: Page) -> None:
     assert shot(page).std() < 20  # nothing is painted yet
     scrub.press("ArrowRight")
     expect(step).to_have_text(f"forward 1 of {num_steps}: 1 token")
+    scrub.fill(str(num_steps - 8))
     page.get_by_role("button", name="Play").click()
     expect(page.get_by_role("button", name="Pause")).to_be_visible()
     expect(step).to_contain_text(f"forward {num_steps} of")
