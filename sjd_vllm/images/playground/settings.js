@@ -1,7 +1,7 @@
 // The form: from the server's options, to a request's body, a link and a curl line, and back from a link.
 
 const STRATEGY_HINTS = {
-  gumbel: "gumbel fixes the noise of each position: a seed gives the same picture whatever the window, plain too.",
+  gumbel: "gumbel: a seed gives the same picture whatever the window, plain decoding included.",
   coupled: "coupled keeps the most drafts that an exact refresh by rejection can.",
   resample: "resample draws every draft anew: plain speculative Jacobi decoding.",
   reuse: "reuse keeps a draft while its probability holds: SJD++, made exact.",
@@ -44,7 +44,7 @@ function fillForm(options) {
   byId("top-k").placeholder = defaults.top_k || "all";
   byId("top-p").placeholder = defaults.top_p;
   byId("window").placeholder = defaults.num_speculative_tokens;
-  byId("window-hint").textContent = `The window is 0 to ${defaults.num_speculative_tokens} drafts; empty is the engine's own.`;
+  byId("window-hint").textContent = `Window: 0 to ${defaults.num_speculative_tokens} drafts; if empty, the engine's choice.`;
   byId("n").max = options.max_n;
   byId("strategy").replaceChildren(
     new Option(`${defaults.redraft} (default)`, ""),
