@@ -34,7 +34,7 @@ setup(
     package_data={
         "sjd_vllm": ["py.typed"],
         "sjd_vllm.demo": ["checkpoint/**"],
-        "sjd_vllm.images": ["playground/*"],
+        "sjd_vllm.images": ["playground_page/*"],
     },
     install_requires=["numba", "numpy", "pillow>=12", "safetensors", "tqdm", "transformers>=5.16,<6"],
     extras_require={

@@ -33,7 +33,7 @@ async def playground_page(_: Request) -> HTMLResponse:
 @cache
 def _page() -> tuple[str, str]:
     """The whole page and its content security policy."""
-    folder = files("sjd_vllm.images") / "playground"
+    folder = files("sjd_vllm.images") / "playground_page"
     style = (folder / "page.css").read_text(encoding="utf-8")
     script = "\n".join((folder / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     html = (folder / "page.html").read_text(encoding="utf-8")
