@@ -31,14 +31,18 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["sjd_vllm", "sjd_vllm.*"]), *find_packages("kernels")],
     package_dir={"sjd_kernels": "kernels/sjd_kernels"},
-    package_data={"sjd_vllm": ["py.typed"], "sjd_vllm.demo": ["checkpoint/**"]},
+    package_data={
+        "sjd_vllm": ["py.typed"],
+        "sjd_vllm.demo": ["checkpoint/**"],
+        "sjd_vllm.images": ["playground_page/*"],
+    },
     install_requires=["numba", "numpy", "pillow>=12", "safetensors", "tqdm", "transformers>=5.16,<6"],
     extras_require={
         "gpu": ["vllm==0.32.*"],
         "server": ["fastapi", "python-multipart", "uvicorn"],
         "ray": ["ray[serve]>=2.60"],
         "xformers": ["xformers>=0.0.35; sys_platform == 'linux'"],
-        "dev": ["hypothesis", "matplotlib", "mypy", "pytest", "pytest-timeout", "ruff", "scipy"],
+        "dev": ["hypothesis", "matplotlib", "mypy", "playwright", "pytest", "pytest-timeout", "ruff", "scipy"],
     },
     entry_points={
         "console_scripts": ["sjd-vllm = sjd_vllm.images.cli:main"],

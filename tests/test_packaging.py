@@ -60,6 +60,7 @@ def test_the_vllm_command_finds_its_metadata() -> None:
 def test_the_package_is_typed_and_the_demo_model_is_small() -> None:
     package = Path(sjd_vllm.__file__).parent
     assert (package / "py.typed").is_file()
+    assert (package / "images" / "playground_page" / "page.html").is_file()
     files = [path for path in checkpoint_path().rglob("*") if path.is_file()]
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in files}
     assert sum(path.stat().st_size for path in files) < 15_000_000

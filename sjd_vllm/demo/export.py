@@ -14,6 +14,14 @@ from sjd_vllm.demo.landscapes import IMAGE_SIZE
 from sjd_vllm.demo.scorer import Scorer
 from sjd_vllm.models.demo.vq import DemoVQ
 
+EXAMPLES = [
+    "a calm lake at sunset, a red house on the left, snowy mountains",
+    "a sailboat in the middle, still water, green hills, drifting clouds, dawn",
+    "night, a starry sky, the moon on the right, rocky peaks, a snowy field, three pine trees at left",
+    "a sandy desert at noon, a white cottage on the right, brown cliffs, a cloudless sky",
+    "a grassy meadow, a small blue house in the center, rolling hills, early morning, the sun to the left",
+    "white peaks behind a calm lake, pines on the right, dusk, a clear sky, the sun at left",
+]
 DEFAULTS = {"temperature": 1.0, "top_k": 100, "top_p": 1.0, "guidance_scale": 3.0}
 
 
@@ -29,6 +37,7 @@ def sjd_config() -> dict[str, Any]:
         "grid": [tokens.GRID, tokens.GRID],
         "image_size": [IMAGE_SIZE, IMAGE_SIZE],
         "defaults": DEFAULTS,
+        "examples": EXAMPLES,
     }
 
 

@@ -120,6 +120,7 @@ class SJDScheduler(Scheduler):
             for request_id in scheduler_output.num_scheduled_tokens
             if request_id in self.requests
         }
+        self._observe_lone_tokens(scheduler_output, model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for request_id, drafts in scheduler_output.scheduled_spec_decode_tokens.items():
             request = self.requests.get(request_id)
@@ -144,6 +145,14 @@ class SJDScheduler(Scheduler):
         if not self.requests:
             self._step_started = None
         return outputs
+
+    def _observe_lone_tokens(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> None:
+        """Count forwards without drafts in the requests' metrics too, where stock code has those with drafts alone."""
+        for request_id, index in model_runner_output.req_id_to_index.items():
+            metrics = self.requests[request_id].spec_decode_metrics if request_id in self.requests else None
+            has_drafts = request_id in scheduler_output.scheduled_spec_decode_tokens
+            if metrics is not None and not has_drafts and model_runner_output.sampled_token_ids[index]:
+                metrics.observe(0, 0, detailed=self.spec_decode_metrics_level == "detailed")
 
     @staticmethod
     def _is_held(request: Request, num_tokens_before: int) -> bool:

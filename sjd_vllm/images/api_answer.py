@@ -20,12 +20,12 @@ class DecodedPicture:
     """Tokens of one picture, whole or so far.
 
     Attributes:
-        num_steps: forwards that gave tokens; 0 while the picture is unfinished.
+        tokens_per_step: how many tokens each forward gave, in order; empty while the picture is unfinished.
         seconds: from entering the engine to the last of these tokens.
     """
 
     token_ids: list[int]
-    num_steps: int
+    tokens_per_step: list[int]
     seconds: float
 
 
@@ -43,8 +43,16 @@ class Figures(BaseModel):
     num_tokens: int
     num_steps: int = Field(description="Forwards; plain decoding takes one a token.")
     step_compression: float = Field(description="Tokens per forward.")
+    tokens_per_step: list[int] = Field(description="Tokens that each forward gave, in order.")
     decode_seconds: float = Field(description="From entering the engine to the last token.")
     pixel_seconds: float = Field(description="Decoding the pixels and writing the file.")
+
+
+class PartialFigures(BaseModel):
+    """How far a picture is."""
+
+    num_tokens: int
+    num_rows: int = Field(description="Finished rows of image tokens.")
 
 
 class PictureAnswer(BaseModel):
@@ -95,6 +103,7 @@ class PartialImageEvent(BaseModel):
     quality: Literal["auto"] = "auto"
     size: str
     partial_image_index: int
+    sjd: PartialFigures
 
 
 class CompletedEvent(BaseModel):
@@ -130,11 +139,12 @@ class ErrorAnswer(BaseModel):
 
 def picture_answer(picture: PictureRequest, decoded: DecodedPicture, file: PictureFile) -> PictureAnswer:
     """A finished picture with its seed and figures."""
-    num_tokens = len(decoded.token_ids)
+    num_tokens, num_steps = len(decoded.token_ids), len(decoded.tokens_per_step)
     figures = Figures(
         num_tokens=num_tokens,
-        num_steps=decoded.num_steps,
-        step_compression=num_tokens / decoded.num_steps,
+        num_steps=num_steps,
+        step_compression=num_tokens / num_steps,
+        tokens_per_step=decoded.tokens_per_step,
         decode_seconds=decoded.seconds,
         pixel_seconds=file.seconds,
     )
@@ -155,9 +165,11 @@ def images_answer(
     )
 
 
-def partial_event(request: ImagesRequest, picture: PictureRequest, index: int, file: PictureFile) -> PartialImageEvent:
+def partial_event(
+    request: ImagesRequest, picture: PictureRequest, index: int, figures: PartialFigures, file: PictureFile
+) -> PartialImageEvent:
     """An unfinished picture; index counts from 0."""
-    return PartialImageEvent(b64_json=file.base64, partial_image_index=index, **_common(request, picture))
+    return PartialImageEvent(b64_json=file.base64, partial_image_index=index, sjd=figures, **_common(request, picture))
 
 
 def completed_event(request: ImagesRequest, picture: PictureRequest, answer: PictureAnswer) -> CompletedEvent:

@@ -47,6 +47,9 @@ class SJDOptions(BaseModel):
     num_speculative_tokens: int | None = Field(None, description="Draft tokens in the window, 0 to the engine's.")
     redraft: str | None = Field(None, description="How drafts are refreshed.")
     first_guess: str | None = Field(None, description="How new drafts are made.")
+    partial_rows: bool = Field(
+        False, description="A partial picture after each finished row, however many; with stream, not partial_images."
+    )
 
 
 class ImagesRequest(BaseModel):
@@ -105,6 +108,12 @@ class ImagesRequest(BaseModel):
             )
         if self.partial_images and not self.stream:
             raise ApiError(400, "partial_images needs stream.", param="partial_images")
+        if self.wants_rows and not self.stream:
+            raise ApiError(400, "partial_rows needs stream.", param="sjd.partial_rows")
+        if self.wants_rows and self.partial_images:
+            raise ApiError(
+                400, "partial_rows takes the place of partial_images; give one of them.", param="sjd.partial_rows"
+            )
         if self.output_compression is not None and self.file_format == "png":
             raise ApiError(
                 400,
@@ -116,6 +125,11 @@ class ImagesRequest(BaseModel):
     def file_format(self) -> Literal["png", "jpeg", "webp"]:
         """Of the pictures in the answer."""
         return self.output_format or "png"
+
+    @property
+    def wants_rows(self) -> bool:
+        """Whether a partial picture is due after each finished row."""
+        return self.sjd is not None and self.sjd.partial_rows
 
     @property
     def identifier(self) -> str | None:

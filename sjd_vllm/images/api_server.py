@@ -13,12 +13,15 @@ from fastapi.responses import JSONResponse, Response
 
 from sjd_vllm.config import SJDConfig
 from sjd_vllm.images.api_answer import CompletedEvent, ErrorAnswer, ImagesAnswer, PartialImageEvent
+from sjd_vllm.images.api_options import ImageOptions
 from sjd_vllm.images.api_protocol import MAX_BODY_BYTES, ApiError, ImagesRequest, json_schema
 from sjd_vllm.images.api_service import ImagesService, as_api_error
 from sjd_vllm.images.api_stream import PictureEvents, PictureStream
+from sjd_vllm.images.playground import PAGE_ROUTE, playground_page
 from sjd_vllm.models.family import load_family
 
 ROUTE = "/v1/images/generations"
+OPTIONS_ROUTE = "/v1/images/options"
 _CLIENT_GONE = 499  # nobody reads it; access logs of web servers know this status
 _T = TypeVar("_T")
 
@@ -30,7 +33,7 @@ class ImagesEndpoint:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add the route with its schemas."""
+        """Add the routes with their schemas."""
         events = {"anyOf": [json_schema(PartialImageEvent), json_schema(CompletedEvent), json_schema(ErrorAnswer)]}
         app.add_api_route(
             ROUTE,
@@ -52,6 +55,17 @@ class ImagesEndpoint:
             },
         )
 
+        app.add_api_route(
+            OPTIONS_ROUTE,
+            _options,
+            methods=["GET"],
+            summary="What the served model can make, and the settings' defaults and limits",
+            tags=["images"],
+            response_model=None,
+            responses={200: {"model": ImageOptions}, 400: {"model": ErrorAnswer}},
+        )
+        app.add_route(PAGE_ROUTE, playground_page)
+
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Bind the route to the engine; a model that makes no pictures is served all the same, without this route."""
         state.sjd_images = None
@@ -71,13 +85,7 @@ async def _generate(raw_request: Request) -> Response:
     request_id = f"img-{uuid.uuid4().hex}"
     headers = {"x-request-id": request_id}
     try:
-        service: ImagesService | None = raw_request.app.state.sjd_images
-        if service is None:
-            raise ApiError(
-                400,
-                "this server makes no pictures: it needs a model of an image family that sjd-vllm knows, and "
-                "--speculative-model=[sjd].",
-            )
+        service = _service(raw_request)
         request = ImagesRequest.parse(await _body(raw_request))
         pictures = service.plan(request)
         if request.stream:
@@ -89,6 +97,24 @@ async def _generate(raw_request: Request) -> Response:
     except Exception as error:
         refusal = as_api_error(error)
         return JSONResponse(refusal.body(), status_code=refusal.status, headers=headers)
+
+
+async def _options(raw_request: Request) -> Response:
+    try:
+        return JSONResponse(_service(raw_request).options().model_dump())
+    except ApiError as refusal:
+        return JSONResponse(refusal.body(), status_code=refusal.status)
+
+
+def _service(raw_request: Request) -> ImagesService:
+    service: ImagesService | None = raw_request.app.state.sjd_images
+    if service is None:
+        raise ApiError(
+            400,
+            "this server makes no pictures: it needs a model of an image family that sjd-vllm knows, and "
+            "--speculative-model=[sjd].",
+        )
+    return service
 
 
 class ClientGoneError(Exception):

@@ -24,6 +24,7 @@ from sjd_vllm.images.api_answer import (
     images_answer,
     picture_answer,
 )
+from sjd_vllm.images.api_options import ImageOptions, image_options
 from sjd_vllm.images.api_protocol import ApiError, ImagesRequest, setting_error
 from sjd_vllm.images.request import PictureRequest
 from sjd_vllm.models.family import ImageFamily
@@ -54,6 +55,10 @@ class ImagesService:
         """Read the prompt's tokenizer, which the first request would otherwise hold up the event loop for."""
         await asyncio.to_thread(self._family.negative_prompt_token_ids, None, self._family.sizes[0])
 
+    def options(self) -> ImageOptions:
+        """What a request may ask for."""
+        return image_options(self._model_names[0], self._family, self._config)
+
     def plan(self, request: ImagesRequest) -> list[PictureRequest]:
         """The single pictures of a request. Raises ApiError for what cannot be made."""
         if request.model is not None and request.model not in self._model_names:
@@ -72,8 +77,12 @@ class ImagesService:
             raise setting_error(str(error), error.param) from error
         return pictures
 
+    def row_ends(self, picture: PictureRequest) -> list[int]:
+        """After how many tokens each row of the picture is finished."""
+        return self._family.grammar(picture.size).row_ends
+
     async def decode(self, picture: PictureRequest, request_id: str) -> AsyncIterator[DecodedPicture]:
-        """The tokens so far, each time that there are new ones, and at last the whole picture with its steps.
+        """The tokens so far, each time that there are new ones, and at last the whole picture with its forwards.
 
         Closing the iterator, or cancelling whoever waits for it, frees both halves in the engine.
         Raises ApiError if the engine ends the picture early, and vLLM's own errors.
@@ -85,10 +94,12 @@ class ImagesService:
             async for output in outputs:
                 completion = output.outputs[0]
                 token_ids.extend(completion.token_ids)
-                num_steps = _num_steps(token_ids, completion.spec_decode_metrics) if output.finished else 0
+                metrics = completion.spec_decode_metrics if output.finished else None
+                # A forward gives one more than the drafts it accepted.
+                tokens_per_step = [accepted + 1 for accepted in metrics.per_step_accepted] if metrics else []
                 if output.finished and len(token_ids) != picture.num_tokens:
                     raise ApiError(500, f"the engine ended this picture early ({completion.finish_reason}).")
-                yield DecodedPicture(list(token_ids), num_steps, time.perf_counter() - started)
+                yield DecodedPicture(list(token_ids), tokens_per_step, time.perf_counter() - started)
 
     async def encode(self, picture: PictureRequest, token_ids: list[int], request: ImagesRequest) -> PictureFile:
         """The picture file of some tokens, made in another thread; rows that are missing are grey."""
@@ -139,9 +150,3 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(int(error.http_status), error.message)
     _LOGGER.error("an images request failed", exc_info=error)
     return ApiError(500, "the server failed on this request; its log says more.")
-
-
-def _num_steps(token_ids: list[int], metrics: Any) -> int:
-    """Forwards that gave these tokens: each gives one more than the drafts it accepted."""
-    histogram: Sequence[int] = metrics.histogram if metrics else ()
-    return len(token_ids) - sum(accepted * count for accepted, count in enumerate(histogram))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from bisect import bisect_right
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from sjd_vllm.images.api_answer import DecodedPicture, completed_event, partial_event, picture_answer
+from sjd_vllm.images.api_answer import DecodedPicture, PartialFigures, completed_event, partial_event, picture_answer
 from sjd_vllm.images.api_protocol import ImagesRequest
 from sjd_vllm.images.api_service import ImagesService, as_api_error
 from sjd_vllm.images.request import PictureRequest
@@ -29,6 +30,7 @@ class PictureStream:
         self._request = request
         self._picture = picture
         self._request_id = request_id
+        self._row_ends = service.row_ends(picture)
         self._states: asyncio.Queue[DecodedPicture | Exception] = asyncio.Queue()
         self._has_begun = asyncio.Event()
         self._error: Exception | None = None
@@ -49,7 +51,7 @@ class PictureStream:
         num_partials = 0
         try:
             while True:
-                state = await self._states.get()
+                state = await self._next_state()
                 if isinstance(state, Exception):
                     raise state
                 file = await self._service.encode(self._picture, state.token_ids, self._request)
@@ -58,14 +60,23 @@ class PictureStream:
                     completed = completed_event(self._request, self._picture, answer)
                     yield _event(completed.type, completed.model_dump())
                     return
-                partial = partial_event(self._request, self._picture, num_partials, file)
+                num_tokens = len(state.token_ids)
+                figures = PartialFigures(num_tokens=num_tokens, num_rows=bisect_right(self._row_ends, num_tokens))
+                partial = partial_event(self._request, self._picture, num_partials, figures, file)
                 yield _event(partial.type, partial.model_dump())
                 num_partials += 1
         except Exception as error:
             yield _event("error", {"type": "error", **as_api_error(error).body()})
 
+    async def _next_state(self) -> DecodedPicture | Exception:
+        """What is to be sent next; of rows the newest, so that pixels slower than tokens hold nothing up."""
+        state = await self._states.get()
+        while self._request.wants_rows and not self._states.empty():
+            state = self._states.get_nowait()
+        return state
+
     async def _decode(self) -> None:
-        due = partial_token_counts(self._picture.num_tokens, self._request.partial_images or 0)
+        due = self._due_token_counts()
         try:
             async for state in self._service.decode(self._picture, self._request_id):
                 self._has_begun.set()
@@ -80,6 +91,12 @@ class PictureStream:
             self._error = error
             self._states.put_nowait(error)
             self._has_begun.set()
+
+    def _due_token_counts(self) -> list[int]:
+        """After how many tokens a partial picture is due."""
+        if self._request.wants_rows:
+            return self._row_ends[:-1]
+        return partial_token_counts(self._picture.num_tokens, self._request.partial_images or 0)
 
 
 class PictureEvents(StreamingResponse):

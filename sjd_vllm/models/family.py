@@ -50,12 +50,14 @@ class ImageFamily(ABC):
         name: the family's short name.
         sizes: the picture sizes that the model can make, the default first.
         defaults: recommended sampling settings.
+        examples: prompts that show what the model can do; may be empty.
     """
 
     path: Path
     name: str
     sizes: tuple[ImageSize, ...]
     defaults: SamplingDefaults
+    examples: tuple[str, ...] = ()
 
     @abstractmethod
     def grammar(self, size: ImageSize) -> ImageGrammar:

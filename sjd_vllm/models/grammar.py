@@ -46,6 +46,12 @@ class ImageGrammar:
         return len(self.set_of_position)
 
     @cached_property
+    def row_ends(self) -> list[int]:
+        """After how many tokens each row of image tokens is finished; an end of line may follow."""
+        columns = self.grid[1]
+        return [int(position) + 1 for position in self.code_positions[columns - 1 :: columns]]
+
+    @cached_property
     def _ranges_of_set(self) -> list[list[list[int]]]:
         return [_ranges(self.token_ids[columns].tolist()) for columns in self.legal_sets]
 

@@ -73,6 +73,9 @@ def test_a_picture_with_its_seed_usage_and_figures(client: openai.OpenAI) -> Non
     assert extra["seed"] == 7
     assert figures["num_tokens"] == NUM_TOKENS
     assert figures["step_compression"] == NUM_TOKENS / figures["num_steps"] > 1.5
+    assert len(figures["tokens_per_step"]) == figures["num_steps"]
+    assert sum(figures["tokens_per_step"]) == NUM_TOKENS
+    assert 1 == figures["tokens_per_step"][0] == min(figures["tokens_per_step"]) < max(figures["tokens_per_step"])
     assert figures["decode_seconds"] > figures["pixel_seconds"] > 0
     usage = answer.usage
     assert usage is not None
@@ -98,6 +101,7 @@ def test_settings_are_honoured(client: openai.OpenAI) -> None:
 
     plain = make(client, {"seed": 3, "sjd": {"method": "none"}})
     assert extras(plain)[0]["sjd"]["num_steps"] == NUM_TOKENS
+    assert extras(plain)[0]["sjd"]["tokens_per_step"] == [1] * NUM_TOKENS
     short = make(client, {"seed": 3, "sjd": {"num_speculative_tokens": 2, "redraft": "resample"}})
     assert NUM_TOKENS / 3 <= extras(short)[0]["sjd"]["num_steps"] < NUM_TOKENS
     base = picture()
@@ -144,6 +148,24 @@ def test_a_stream_shows_finished_rows_and_ends_with_the_whole(client: openai.Ope
         heights.append(SIZE.height - int(is_grey.sum()))
     assert 0 < heights[0] < SIZE.height
     assert heights == sorted(set(heights))
+
+
+def test_a_stream_of_rows_shows_each_as_it_is_finished(client: openai.OpenAI) -> None:
+    rows, columns = FAMILY.grammar(SIZE).grid
+    extra = {"seed": 7, "sjd": {"partial_rows": True, "method": "none"}}
+    *partials, completed = client.images.generate(prompt=PROMPT, stream=True, extra_body=extra)
+    figures = [(partial.model_extra or {})["sjd"] for partial in partials]
+    num_rows = [figure["num_rows"] for figure in figures]
+    assert len(num_rows) > 3  # more than OpenAI's partial pictures; a loaded machine may leave some out
+    assert num_rows == sorted(set(num_rows))
+    assert num_rows[-1] < rows
+    whole = np.asarray(image(base64.b64decode(completed.b64_json)))
+    for partial, figure in zip(partials, figures, strict=True):
+        assert columns * figure["num_rows"] < figure["num_tokens"] + 1
+        pixels = np.asarray(image(base64.b64decode(partial.b64_json)))
+        is_finished = (pixels != pixels[-1, -1]).any(axis=(1, 2))
+        assert is_finished.sum() == SIZE.height * figure["num_rows"] // rows
+        assert pixels.shape == whole.shape
 
 
 def test_a_stream_without_partial_pictures_has_one_event(client: openai.OpenAI) -> None:

@@ -43,7 +43,7 @@ class FakeEngine:
                 completion = SimpleNamespace(
                     token_ids=self.token_ids[start : start + 3],
                     finish_reason="stop" if is_last else None,
-                    spec_decode_metrics=None,
+                    spec_decode_metrics=SimpleNamespace(per_step_accepted=[2] * -(-len(self.token_ids) // 3)),
                 )
                 yield SimpleNamespace(outputs=[completion], finished=is_last)
                 await asyncio.sleep(0)

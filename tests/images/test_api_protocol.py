@@ -97,6 +97,9 @@ def test_every_field_of_openai_is_known() -> None:
         ({"sjd": {"method": "jacobi"}}, "sjd.method", "'sjd' or 'none'"),
         ({"sjd": {"num_speculative_tokens": 129}}, "sjd.num_speculative_tokens", "from 0 to 128"),
         ({"sjd": 3}, "sjd", "should be an object"),
+        ({"sjd": {"partial_rows": True}}, "sjd.partial_rows", "needs stream"),
+        ({"sjd": {"partial_rows": 1}, "stream": True}, "sjd.partial_rows", "valid boolean"),
+        ({"sjd": {"partial_rows": True}, "stream": True, "partial_images": 1}, "sjd.partial_rows", "one of them"),
     ],
 )
 def test_a_refusal_names_its_field(fields: dict[str, Any], param: str, said: str) -> None:

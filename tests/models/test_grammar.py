@@ -24,6 +24,7 @@ def test_rows_end_with_end_of_line_and_the_picture_with_end_of_image() -> None:
     assert ranges == [codes, codes, codes, eol, codes, codes, codes, eol, eoi]
     assert grammar().num_tokens == 9
     assert grammar().row_stride == 4
+    assert grammar().row_ends == [3, 7]
 
 
 def test_families_without_special_tokens() -> None:

@@ -26,6 +26,7 @@ class DemoFamily(ImageFamily):
         height, width = sjd["image_size"]
         self.sizes = (ImageSize(width, height),)
         self.defaults = SamplingDefaults(**sjd["defaults"])
+        self.examples = tuple(sjd.get("examples", ()))
         rows, columns = sjd["grid"]
         self._grammar = grid_grammar(
             first_code_id=sjd["image_token_start"],
