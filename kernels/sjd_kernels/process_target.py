@@ -139,9 +139,7 @@ def _process(
     for start in range(0, num_columns, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         is_in = columns < num_columns
-        logits, is_legal = _legal_logits(
-            cond_ptr, other_ptr, scale, allowed_ptr, legal_step, columns, is_in, HAS_LEGAL
-        )
+        logits, is_legal = _legal_logits(cond_ptr, other_ptr, scale, allowed_ptr, legal_step, columns, is_in, HAS_LEGAL)
         num_legal += tl.sum(is_legal.to(tl.int32))
         num_nan += tl.sum((logits != logits).to(tl.int32))
         scaled = tl.math.div_rn(tl.where(logits != logits, float("-inf"), logits), divisor)

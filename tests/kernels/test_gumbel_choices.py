@@ -42,11 +42,21 @@ def plain(num_rows: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("num_columns", [1, 3, 1023, 1026, 4097])
-@pytest.mark.parametrize("kind", ["normal", "coarse", "equal", "forbidden", "huge"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("normal", torch.float32),
+        ("normal", torch.bfloat16),
+        ("coarse", torch.float32),
+        ("equal", torch.float16),
+        ("forbidden", torch.bfloat16),
+        ("huge", torch.float32),
+    ],
+    ids=str,
+)
 def test_equals_the_core(num_columns: int, kind: str, dtype: torch.dtype) -> None:
     num_rows, first = 7, num_columns % 5
-    logits = hard_logits(kind, (2 * num_rows, num_columns + 9), num_columns).clamp(max=6e4).to(dtype)
+    logits = hard_logits(kind, (2 * num_rows, num_columns + 9), num_columns).to(dtype)
     rows = torch.randperm(num_rows, generator=generator(3))
     kernel, core = both(
         logits,
