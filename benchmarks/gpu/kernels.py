@@ -116,7 +116,7 @@ def cases(r: int, s: int, v: int, device: torch.device) -> list[tuple[str, Call,
     assert (choose() == choose_core()).float().mean() > 0.99
     assert torch.allclose(process(), probs, atol=1e-6, rtol=1e-3)
     both_halves = 2 * n * v * logits.element_size()
-    # the p and the q of a draft are read where it is drawn anew; here one row a request, the others are accepted
+    # the drafts' q is p, so all are accepted and one row a request, the bonus token's, is read
     return [
         ("gumbel_choices", choose, choose_core, both_halves + n * 64),
         ("process_target", process, process_core, both_halves + n * v * 4),

@@ -1,4 +1,4 @@
-"""Verification and refresh of the strategy `coupled` on a GPU, as `sjd_vllm.core.jacobi_step` defines it: one launch."""
+"""Verify and refresh (strategy `coupled`) on a GPU, as `sjd_vllm.core.jacobi_step` defines it: one launch."""
 
 # mypy: disable-error-code="misc,no-untyped-def,type-arg"
 # Triton compiles the kernel from its source and reads no annotations.

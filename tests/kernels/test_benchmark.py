@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from kernel_cases import kernel_device
 
 DEVICE = kernel_device()

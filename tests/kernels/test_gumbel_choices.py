@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import generator, hard_logits, kernel_device, some_seeds
 from scipy.stats import chisquare
 
+from kernel_cases import generator, hard_logits, kernel_device, some_seeds
 from sjd_vllm.core import gumbel_choices as core_choices
 from sjd_vllm.core import process_target
 from sjd_vllm.engine.kernels import choices, has_kernels

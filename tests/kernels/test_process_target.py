@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import generator, hard_logits, kernel_device
 
+from kernel_cases import generator, hard_logits, kernel_device
 from sjd_vllm.core import process_target
 
 DEVICE = kernel_device()

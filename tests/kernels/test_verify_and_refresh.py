@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import generator, kernel_device, some_seeds
 
+from kernel_cases import generator, kernel_device, some_seeds
 from sjd_vllm.core import CounterNoise, DraftWindow, get_first_guess, get_redraft, jacobi_step
 
 DEVICE = kernel_device()
@@ -58,7 +58,7 @@ def core(inputs: dict[str, torch.Tensor]) -> Verified:
 
 @pytest.mark.parametrize("num_columns", [1, 3, 1023, 4097])
 @pytest.mark.parametrize(("width", "num_requests"), [(0, 1), (1, 5), (4, 5)])
-@pytest.mark.parametrize("noise", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("noise", [0.0, 0.7])
 def test_equals_the_core(num_columns: int, width: int, num_requests: int, noise: float) -> None:
     inputs = case(num_columns, width, num_requests, num_columns + width, noise)
     for found, expected in zip(kernel(inputs), core(inputs), strict=True):
