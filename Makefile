@@ -14,6 +14,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/triton $(BIN)/python -m pytest tests/kernels
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -26,6 +27,6 @@ bench: $(READY)
 clean:
 	rm -rf $(VENV) $(DEMO_OUTPUT) build *.egg-info
 
-$(READY): requirements/cpu.lock requirements/install.sh requirements/vllm_metadata.py setup.py pyproject.toml
+$(READY): requirements/cpu.lock requirements/kernels.lock requirements/install.sh requirements/vllm_metadata.py setup.py pyproject.toml
 	requirements/install.sh $(VENV)
 	touch $@

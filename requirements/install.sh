@@ -34,6 +34,7 @@ echo "sjd-vllm: installing $torch into $venv"
     "${pip[@]}" install --no-deps "$torch" --index-url https://download.pytorch.org/whl/cpu
 echo "sjd-vllm: installing the other $(grep -c '==' "$lock") packages of $(basename "$lock"); this takes some minutes"
 "${pip[@]}" install --no-deps -r "$lock"
+"${pip[@]}" install --no-deps --upgrade --target "$venv/triton" -r "$here/kernels.lock"
 echo "sjd-vllm: installing the package"
 "${pip[@]}" install --no-deps --no-build-isolation -e "$here/.."
 "$venv/bin/python" "$here/vllm_metadata.py"
