@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sjd_kernels.gumbel_choices_cpu import gumbel_choices_cpu
 from sjd_vllm.core import gumbel_choices
+from sjd_vllm.engine.kernels import choices, has_kernels
 from sjd_vllm.engine.slot_table import Array
 
 
@@ -44,20 +45,21 @@ class LegalSet:
         logits: [M, vocabulary]; rows, uncond_rows: int64 [N] into it, the same where there is no guidance.
         The others are one value a row, as in `gumbel_choices`.
         """
-        is_plain = self._range is not None and logits.dtype == torch.float32 and bool((top_p >= 1).all())
-        if is_plain and logits.device.type == "cpu":
-            return gumbel_choices_cpu(
-                logits.numpy(),
-                int(self.token_ids[0]),
-                len(self.token_ids),
-                rows=rows,
-                uncond_rows=uncond_rows,
-                guidance_scale=guidance_scale,
-                temperature=temperature,
-                top_k=top_k,
-                seeds=seeds,
-                positions=positions,
-            )
+        if self._range is not None and bool((top_p >= 1).all()):
+            first, num_columns = int(self.token_ids[0]), len(self.token_ids)
+            per_row = {
+                "rows": rows,
+                "uncond_rows": uncond_rows,
+                "guidance_scale": guidance_scale,
+                "temperature": temperature,
+                "top_k": top_k,
+                "seeds": seeds,
+                "positions": positions,
+            }
+            if logits.device.type == "cpu" and logits.dtype == torch.float32:
+                return gumbel_choices_cpu(logits.numpy(), first, num_columns, **per_row)
+            if has_kernels(logits.device):
+                return choices(logits, first, num_columns, **per_row)
         columns = logits[:, self._range] if self._range is not None else logits[:, self._device_ids]
         is_guided = bool((guidance_scale != 1).any())
         highest, lowest = int(top_k.max()), int(top_k.min())
