@@ -107,7 +107,7 @@ def fuzz_input(seed: int) -> FuzzInput:
         body = dict(GOOD_BODY)
         if kind == "fields":
             _odd_fields(choose, body)
-        else:
+        elif kind == "values":
             _odd_values(choose, body)
         # surrogates and NaN are written as JSON's grammar or Python's leniency has it
         data = json.dumps(body, ensure_ascii=True).encode()
