@@ -177,6 +177,7 @@ def main() -> int:
     with live_server(["--max-batch-size", str(args.batch_size), *args.serve_flags], log) as server:
         asyncio.run(load(server, record, args.clients, args.seconds))
         left = server.left_after(30)
+        print(dict(record.statuses), len(record.pictures), "pictures; left:", left, flush=True)
         different = asyncio.run(compare(server, record, args.compare))
     slope = bytes_per_picture(record.memory)
     megabytes = [sample[2] / 2**20 for sample in record.memory]

@@ -34,7 +34,9 @@ def events(stream: Iterator[str]) -> Iterator[dict[str, object]]:
 def test_the_death_of_the_engine_ends_streams_health_and_process(tmp_path: Path) -> None:
     with live_process(["sjd-vllm", "serve"], tmp_path / "log") as (server, process):
         (engine,) = [
-            child for child in psutil.Process(process.pid).children(recursive=True) if "EngineCore" in child.name()
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "EngineCore" in " ".join(child.cmdline())
         ]
         with server.stream("POST", ROUTE, json=STREAM) as answer:
             told = events(answer.iter_lines())
