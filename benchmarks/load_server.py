@@ -33,7 +33,7 @@ ROUTE = "/v1/images/generations"
 ABORT_SHARE = 0.1  # of all requests
 STREAM_SHARE = 0.3
 SAMPLE_SECONDS = 2
-FLAT_BYTES_PER_PICTURE = 4096  # of growth after the warm-up; a leaked picture's tokens or file would be more
+FLAT_BYTES_PER_PICTURE = 10_000  # of growth after the warm-up; a leaked file of the demo model would be twice that
 
 
 @dataclass
@@ -216,7 +216,7 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--batch-size", type=int, default=16, help="pictures that the server decodes at once")
-    parser.add_argument("--compare", type=int, default=300, help="pictures that are made again alone")
+    parser.add_argument("--compare", type=int, default=200, help="pictures that are made again alone")
     parser.add_argument("--output", type=Path, default=RESULTS, help="CSV file to append to")
     parser.add_argument("serve_flags", nargs="*", metavar="-- FLAGS", help="any flags of `sjd-vllm serve`")
     args: argparse.Namespace = parser.parse_args()

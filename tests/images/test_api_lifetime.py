@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -120,8 +121,10 @@ def test_a_pixel_decoder_that_fails_fails_its_requests_alone(tmp_path: Path) -> 
         assert server.get("/health").status_code == 200
 
 
-@pytest.mark.parametrize("kind", ["pickled weights", "remote code"])
-def test_neither_pickled_weights_nor_remote_code_is_served(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "said"), [("pickled weights", "no weights (*.safetensors)"), ("remote code", "trust_remote_code")]
+)
+def test_neither_pickled_weights_nor_remote_code_is_served(tmp_path: Path, kind: str, said: str) -> None:
     model = shutil.copytree(checkpoint_path(), tmp_path / "model")
     ran = tmp_path / "ran"
     if kind == "pickled weights":
@@ -133,9 +136,10 @@ def test_neither_pickled_weights_nor_remote_code_is_served(tmp_path: Path, kind:
         config["auto_map"] = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
         config["model_type"] = "evil"
         (model / "config.json").write_text(json.dumps(config))
-    script = Path(os.sys.executable).parent / "sjd-vllm"
+    script = Path(sys.executable).parent / "sjd-vllm"
     done = subprocess.run(
         [str(script), "serve", "--model", str(model), "--port", str(free_port())], capture_output=True, timeout=180
     )
     assert done.returncode != 0
+    assert said in (done.stdout + done.stderr).decode()
     assert not ran.exists()
