@@ -42,7 +42,17 @@ setup(
         "server": ["fastapi", "python-multipart", "uvicorn"],
         "ray": ["ray[serve]>=2.60"],
         "xformers": ["xformers>=0.0.35; sys_platform == 'linux'"],
-        "dev": ["hypothesis", "matplotlib", "mypy", "playwright", "pytest", "pytest-timeout", "ruff", "scipy"],
+        "dev": [
+            "hypothesis",
+            "matplotlib",
+            "mypy",
+            "playwright",
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "schemathesis",
+            "scipy",
+        ],
     },
     entry_points={
         "console_scripts": ["sjd-vllm = sjd_vllm.images.cli:main"],

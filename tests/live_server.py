@@ -17,9 +17,24 @@ import httpx
 @contextmanager
 def live_server(command: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> Iterator[httpx.Client]:
     """Run a command of this environment with --host and --port put behind `serve`, until it is healthy."""
+    with live_process(command, log, environment) as (client, _):
+        yield client
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def live_process(
+    command: Sequence[str], log: Path, environment: dict[str, str] | None = None, port: int | None = None
+) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+    """The same with its process."""
+    port = port or free_port()
     name, serve, *flags = command
     script = Path(sys.executable).parent / name
     settings = {
@@ -39,7 +54,7 @@ def live_server(command: Sequence[str], log: Path, environment: dict[str, str] |
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
             _wait_until_healthy(client, process, log)
-            yield client
+            yield client, process
     finally:
         process.terminate()
         try:

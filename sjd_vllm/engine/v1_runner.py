@@ -9,6 +9,7 @@ Dimension letters: B rows of vLLM's batch, R pictures, W window, V columns.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,8 @@ from sjd_vllm.engine.admission import engine_config, family_of
 from sjd_vllm.engine.batch_step import Pictures, ScheduledBatch
 from sjd_vllm.engine.request_states import Pool, RequestState, RequestStates
 from sjd_vllm.engine.slot_table import Array
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,12 @@ class SJDRunnerMixin:
             return self._groups
         members: dict[int, list[tuple[RequestState, int, int]]] = {}
         for cond, request_id in enumerate(ids):
-            state = self._sjd.get(request_id, self.requests[request_id].sampling_params)
+            try:
+                state = self._sjd.get(request_id, self.requests[request_id].sampling_params)
+            except Exception:
+                # The others of the batch go on; the scheduler ends this one, which gets no token, with an error.
+                _LOGGER.exception("request %s cannot be decoded", request_id)
+                continue
             if state is None:
                 continue
             uncond = cond if state.partner_id is None else batch.req_id_to_index.get(state.partner_id)

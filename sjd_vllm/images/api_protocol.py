@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,6 +14,7 @@ from sjd_vllm.images.request import ImageRequest
 MAX_PICTURES = 10
 MAX_PROMPT_CHARACTERS = 32_000
 MAX_BODY_BYTES = 1 << 20  # the two longest prompts, each character escaped as JSON may, and some room
+_ERROR_TYPES = {408: "timeout_error", 429: "rate_limit_error"}  # the others follow from the status
 # What a field is called in the request, where the engine has another name for it.
 _REQUEST_NAMES = {"negative_prompt_token_ids": "negative_prompt", "image_size": "size"}
 
@@ -23,18 +25,28 @@ class ApiError(Exception):
     Attributes:
         status: HTTP status.
         message, param, code: as in OpenAI's error object; its type follows from the status.
+        headers: of the answer.
     """
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
         self.code = code
+        self.headers = headers or {}
 
     def body(self) -> dict[str, Any]:
         """The error object."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = _ERROR_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 

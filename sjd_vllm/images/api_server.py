@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 
 from sjd_vllm.config import SJDConfig
 from sjd_vllm.images.api_answer import CompletedEvent, ErrorAnswer, ImagesAnswer, PartialImageEvent
+from sjd_vllm.images.api_limits import LIMITS_KEY, ServerLimits, deadline_after, in_time
 from sjd_vllm.images.api_options import ImageOptions
 from sjd_vllm.images.api_protocol import MAX_BODY_BYTES, ApiError, ImagesRequest, json_schema
 from sjd_vllm.images.api_service import ImagesService, as_api_error
@@ -23,6 +25,7 @@ from sjd_vllm.models.family import load_family
 ROUTE = "/v1/images/generations"
 OPTIONS_ROUTE = "/v1/images/options"
 _CLIENT_GONE = 499  # nobody reads it; access logs of web servers know this status
+_RETRY_AFTER_SCHEMA = {"description": "Seconds, by the pace of late.", "schema": {"type": "integer", "minimum": 1}}
 _T = TypeVar("_T")
 
 
@@ -51,7 +54,8 @@ class ImagesEndpoint:
             },
             responses={
                 200: {"model": ImagesAnswer, "content": {"text/event-stream": {"schema": events}}},
-                **{status: {"model": ErrorAnswer} for status in (400, 404, 413, 415, 500)},
+                **{status: {"model": ErrorAnswer} for status in (400, 404, 408, 413, 415, 500, 503, 504)},
+                429: {"model": ErrorAnswer, "headers": {"retry-after": _RETRY_AFTER_SCHEMA}},
             },
         )
 
@@ -77,7 +81,9 @@ class ImagesEndpoint:
         if family is None or engine_settings is None:
             return
         names = args.served_model_name or [args.model]
-        state.sjd_images = ImagesService(engine_client, family, SJDConfig.from_mapping(engine_settings), names)
+        limits = ServerLimits.from_mapping(vllm_config.additional_config.get(LIMITS_KEY) or {})
+        config = SJDConfig.from_mapping(engine_settings)
+        state.sjd_images = ImagesService(engine_client, family, config, names, limits)
         await state.sjd_images.load_tokenizer()
 
 
@@ -86,17 +92,24 @@ async def _generate(raw_request: Request) -> Response:
     headers = {"x-request-id": request_id}
     try:
         service = _service(raw_request)
-        request = ImagesRequest.parse(await _body(raw_request))
+        deadline = deadline_after(service.limits.request_timeout)
+        request = ImagesRequest.parse(await _body(raw_request, service.limits.client_timeout))
         pictures = service.plan(request)
         if request.stream:
-            return await _streamed(raw_request, PictureStream(service, request, pictures[0], request_id), headers)
-        answer = await _while_connected(raw_request, service.answer(request, pictures, request_id))
+            stream = PictureStream(service, request, pictures[0], request_id, deadline)
+            return await _streamed(raw_request, stream, headers, deadline)
+        place = service.queue.enter(len(pictures))
+        try:
+            answer = await _while_connected(raw_request, service.answer(request, pictures, request_id), deadline)
+            place.leave(is_answered=True)
+        finally:
+            place.leave()
         return JSONResponse(answer.model_dump(), headers=headers)
     except ClientGoneError:
         return Response(status_code=_CLIENT_GONE)
     except Exception as error:
         refusal = as_api_error(error)
-        return JSONResponse(refusal.body(), status_code=refusal.status, headers=headers)
+        return JSONResponse(refusal.body(), status_code=refusal.status, headers={**headers, **refusal.headers})
 
 
 async def _options(raw_request: Request) -> Response:
@@ -121,24 +134,24 @@ class ClientGoneError(Exception):
     """The client closed its connection before the answer."""
 
 
-async def _streamed(raw_request: Request, stream: PictureStream, headers: dict[str, str]) -> Response:
+async def _streamed(raw_request: Request, stream: PictureStream, headers: dict[str, str], deadline: float) -> Response:
     """The events, once the engine has taken the request: until then a refusal can still have its own status."""
     try:
-        await _while_connected(raw_request, stream.wait_for_first_tokens())
+        await _while_connected(raw_request, stream.wait_for_first_tokens(), deadline)
     except BaseException:
         stream.cancel()
         raise
     return PictureEvents(stream, headers)
 
 
-async def _while_connected(raw_request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of some work, which is cancelled when the client goes away. The body must have been read.
+async def _while_connected(raw_request: Request, work: Coroutine[Any, Any, _T], deadline: float) -> _T:
+    """The result of some work, which is cancelled at the deadline or when the client goes away.
 
-    Raises ClientGoneError.
+    The body must have been read. Raises ClientGoneError and ApiError (504).
     """
     task, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(raw_request))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await in_time(asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED), deadline)
         if not task.done():
             raise ClientGoneError
         return task.result()
@@ -153,14 +166,23 @@ async def _disconnected(raw_request: Request) -> None:
         pass
 
 
-async def _body(raw_request: Request) -> bytes:
-    """The request's body. Raises ApiError if it is not said to be JSON, or too large; reads no more than is allowed."""
+async def _body(raw_request: Request, seconds: float) -> bytes:
+    """The request's body, of which no more is read than is allowed, and no longer.
+
+    Raises ApiError if it is not said to be JSON (415), too large (413) or too slow (408).
+    """
     kind = raw_request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, f"the content type must be application/json; got {kind!r}.")
     body = bytearray()
-    async for chunk in raw_request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes.")
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in raw_request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes.")
+    except TimeoutError as error:
+        raise ApiError(408, f"the body did not come within {seconds:g} s.") from error
+    except ClientDisconnect as error:
+        raise ClientGoneError from error
     return bytes(body)

@@ -24,6 +24,7 @@ from sjd_vllm.images.api_answer import (
     images_answer,
     picture_answer,
 )
+from sjd_vllm.images.api_limits import PictureQueue, ServerLimits
 from sjd_vllm.images.api_options import ImageOptions, image_options
 from sjd_vllm.images.api_protocol import ApiError, ImagesRequest, setting_error
 from sjd_vllm.images.request import PictureRequest
@@ -41,13 +42,27 @@ class ImagesService:
         family: of the served checkpoint.
         config: the engine's window and strategies.
         model_names: what `model` may be in a request.
+        limits: of this server.
+
+    Attributes:
+        limits: the same.
+        queue: the pictures that are pending.
     """
 
-    def __init__(self, engine: Any, family: ImageFamily, config: SJDConfig, model_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        family: ImageFamily,
+        config: SJDConfig,
+        model_names: Sequence[str],
+        limits: ServerLimits,
+    ) -> None:
         self._engine = engine
         self._family = family
         self._config = config
         self._model_names = tuple(model_names)
+        self.limits = limits
+        self.queue = PictureQueue(limits.max_pending_pictures)
         # One thread: a pixel decoder uses all cores by itself, and neither the event loop nor the engine waits for it.
         self._pixels = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sjd-pixels")
 
@@ -91,15 +106,27 @@ class ImagesService:
         token_ids: list[int] = []
         prompt = {"type": "token", "prompt_token_ids": picture.prompt_token_ids}
         async with aclosing(self._engine.generate(prompt, picture.sampling_params(), request_id)) as outputs:
-            async for output in outputs:
+            async for output in self._while_alive(outputs):
                 completion = output.outputs[0]
                 token_ids.extend(completion.token_ids)
                 metrics = completion.spec_decode_metrics if output.finished else None
                 # A forward gives one more than the drafts it accepted.
                 tokens_per_step = [accepted + 1 for accepted in metrics.per_step_accepted] if metrics else []
+                if output.finished and completion.finish_reason == "abort":
+                    raise ApiError(503, "the server is shutting down.", code="shutting_down")
                 if output.finished and len(token_ids) != picture.num_tokens:
                     raise ApiError(500, f"the engine ended this picture early ({completion.finish_reason}).")
                 yield DecodedPicture(list(token_ids), tokens_per_step, time.perf_counter() - started)
+
+    async def _while_alive(self, outputs: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The engine's outputs. Raises ApiError (503) if it dies."""
+        try:
+            async for output in outputs:
+                yield output
+        except Exception as error:
+            if not self._engine.errored:
+                raise
+            raise ApiError(503, "the engine has ended, and this server ends with it.", code="engine_dead") from error
 
     async def encode(self, picture: PictureRequest, token_ids: list[int], request: ImagesRequest) -> PictureFile:
         """The picture file of some tokens, made in another thread; rows that are missing are grey."""

@@ -4,36 +4,53 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from bisect import bisect_right
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 from sjd_vllm.images.api_answer import DecodedPicture, PartialFigures, completed_event, partial_event, picture_answer
+from sjd_vllm.images.api_limits import in_time
 from sjd_vllm.images.api_protocol import ImagesRequest
 from sjd_vllm.images.api_service import ImagesService, as_api_error
 from sjd_vllm.images.request import PictureRequest
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class PictureStream:
     """A picture that is decoded in a task of its own, so that making partial pictures never holds up its tokens.
 
-    Must be built inside an event loop, and cancelled at the end, whatever happened.
+    Must be built inside an event loop, and cancelled at the end, whatever happened. Raises ApiError (429) when the
+    queue has no room for it.
+
+    Args:
+        deadline: when it must be finished, by the event loop's clock.
     """
 
     def __init__(
-        self, service: ImagesService, request: ImagesRequest, picture: PictureRequest, request_id: str
+        self,
+        service: ImagesService,
+        request: ImagesRequest,
+        picture: PictureRequest,
+        request_id: str,
+        deadline: float,
     ) -> None:
         self._service = service
         self._request = request
         self._picture = picture
         self._request_id = request_id
         self._row_ends = service.row_ends(picture)
+        self._deadline = deadline
+        self.client_timeout = service.limits.client_timeout
         self._states: asyncio.Queue[DecodedPicture | Exception] = asyncio.Queue()
         self._has_begun = asyncio.Event()
         self._error: Exception | None = None
+        self._place = service.queue.enter(1)
         self._task = asyncio.create_task(self._decode())
 
     async def wait_for_first_tokens(self) -> None:
@@ -43,20 +60,23 @@ class PictureStream:
             raise self._error
 
     def cancel(self) -> None:
-        """Free the picture in the engine, if it is there still."""
+        """Free the picture in the engine and its place in the queue, if it is there still."""
         self._task.cancel()
+        self._place.leave()
 
     async def events(self) -> AsyncIterator[str]:
         """The events as text; the last one is the whole picture or an error."""
         num_partials = 0
         try:
             while True:
-                state = await self._next_state()
+                state = await in_time(self._next_state(), self._deadline)
                 if isinstance(state, Exception):
                     raise state
-                file = await self._service.encode(self._picture, state.token_ids, self._request)
+                work = self._service.encode(self._picture, state.token_ids, self._request)
+                file = await in_time(work, self._deadline)
                 if len(state.token_ids) == self._picture.num_tokens:
                     answer = picture_answer(self._picture, state, file)
+                    self._place.leave(is_answered=True)
                     completed = completed_event(self._request, self._picture, answer)
                     yield _event(completed.type, completed.model_dump())
                     return
@@ -100,15 +120,21 @@ class PictureStream:
 
 
 class PictureEvents(StreamingResponse):
-    """The answer that sends a stream's events, and frees the picture when it ends or the client goes away."""
+    """The answer that sends a stream's events, and frees the picture when it ends or the client is gone or too slow."""
 
     def __init__(self, stream: PictureStream, headers: dict[str, str]) -> None:
         super().__init__(stream.events(), media_type="text/event-stream", headers=headers)
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._stream.client_timeout):
+                await send(message)
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_in_time)
+        except* (TimeoutError, ClientDisconnect):
+            _LOGGER.info("a client took no event for %g s; its stream is closed", self._stream.client_timeout)
         finally:
             self._stream.cancel()
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
 
 from sjd_vllm.config import FIRST_GUESS_NAMES, MAX_WINDOW, REDRAFT_NAMES, SJDConfig, check_int
+from sjd_vllm.images.api_limits import LIMITS_KEY, ServerLimits
 from sjd_vllm.images.environment import prepare_server_environment
 from sjd_vllm.images.flags import Parser, add_model_flag
 
 _PLUGIN = "sjd_vllm"
 _DEFAULTS = SJDConfig()
+_SHUTDOWN_SECONDS = 30  # that pictures in work get to be finished after SIGTERM
 
 
 def add_flags(parser: Parser) -> None:
@@ -35,6 +38,14 @@ def add_flags(parser: Parser) -> None:
         help=f"how new drafts are made: {', '.join(FIRST_GUESS_NAMES)} ({_DEFAULTS.first_guess})",
     )
     parser.add_argument("--max-batch-size", type=int, default=16, metavar="N", help="pictures decoded at once (16)")
+    for field in dataclasses.fields(ServerLimits):
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=field.metadata["type"],
+            default=field.default,
+            metavar="N",
+            help=f"{field.metadata['help']} ({field.default:g})",
+        )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on (8000)")
     parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks of errors")
@@ -46,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """Check the settings and become `vllm serve`."""
     check_int("max_batch_size", args.max_batch_size, 1, 1024)
     check_int("port", args.port, 1, 65_535)
+    limits = ServerLimits(**{field.name: getattr(args, field.name) for field in dataclasses.fields(ServerLimits)})
     prepare_server_environment()
     from sjd_vllm.images.engine import engine_settings
     from sjd_vllm.images.pipeline import ImagePipeline
@@ -60,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
     )
     settings = {
         **engine_settings(pipeline.model, pipeline.config, args.max_batch_size, pipeline.max_model_len),
+        "additional_config": {LIMITS_KEY: dataclasses.asdict(limits)},
+        "shutdown_timeout": _SHUTDOWN_SECONDS,
+        "load_format": "safetensors",  # vLLM would take pickled weights as well
         "served_model_name": "demo" if args.model is None else pipeline.model.resolve().name,
         "host": args.host,
         "port": args.port,

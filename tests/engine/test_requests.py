@@ -98,6 +98,27 @@ def test_logits_that_are_not_numbers_fail_their_request_alone(running: Engine, m
     running.assert_nothing_left()
 
 
+def test_a_grammar_that_fails_in_the_engine_fails_its_request_alone(
+    running: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = one(running, 11, GUIDANCE)
+    states = running.runner._sjd
+    rule = states._rule
+
+    def failing(params: Any, *args: Any) -> Any:
+        if params.guidance_scale == 7.0:
+            raise RuntimeError("this grammar cannot be built")
+        return rule(params, *args)
+
+    monkeypatch.setattr(states, "_rule", failing)
+    sick = sampling(100, seed=1, sjd=guided(7.0, [1, 9]))
+    good = sampling(100, seed=11, top_k=10, sjd=GUIDANCE)
+    outputs = running.llm.generate([{"prompt_token_ids": PROMPT}] * 2, [sick, good], use_tqdm=False)
+    assert outputs[0].outputs[0].finish_reason == "error"
+    assert list(outputs[1].outputs[0].token_ids) == alone
+    running.assert_nothing_left()
+
+
 def test_aborted_requests_free_both_halves(running: Engine) -> None:
     llm_engine = running.llm.llm_engine
     for i in range(6):

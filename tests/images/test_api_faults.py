@@ -32,6 +32,7 @@ class FakeEngine:
         self.error: Exception | None = None
         self.error_after = 0  # tokens
         self.num_running = 0
+        self.errored = False
 
     async def generate(self, prompt: Any, sampling: Any, request_id: str) -> AsyncIterator[Any]:
         self.num_running += 1
