@@ -52,7 +52,11 @@ PRIVATE_NAMES = (
     PrivateName(_SCHEDULER, "Scheduler.make_stats", "extended: companions are not counted as requests"),
     PrivateName(_SCHEDULER, "Scheduler.make_spec_decoding_stats", "extended: companions' drafts are not counted"),
     PrivateName(_SCHEDULER, "Scheduler._preempt_request", "called: preempts the other half"),
-    PrivateName(_SCHEDULER, "Scheduler.update_draft_token_ids", "relied on: takes the next windows, ragged"),
+    PrivateName(
+        _SCHEDULER,
+        "Scheduler.update_draft_token_ids",
+        "extended: takes the next windows, ragged; the drafts that stand are counted",
+    ),
     PrivateName("vllm.v1.request", "Request", "constructed: the companion"),
 )
 

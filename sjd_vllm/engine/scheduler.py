@@ -15,11 +15,12 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.metrics.stats import SchedulerStats
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 from sjd_vllm.config import SJDConfig, SJDParams
+from sjd_vllm.counters import EngineCounters
 from sjd_vllm.engine.admission import engine_config
 from sjd_vllm.engine.guidance_pairs import GuidancePairs, is_adaptive, noise_seed, prepare_request
 from sjd_vllm.engine.window_control import WindowController
@@ -37,6 +38,8 @@ class SJDScheduler(Scheduler):
         self._num_stalls: dict[str, int] = {}
         self._config = engine_config(self.vllm_config) or SJDConfig()
         self._windows = WindowController(self._config.num_speculative_tokens)
+        self._counters = EngineCounters(self.vllm_config.instance_id, is_writer=True)
+        self._refused: dict[str, list[int]] = {}  # by request, the drafts of this step that were not accepted
         self._step_started: float | None = None  # None while there is nothing to do
         self._step_size = (0, 0)  # rows and tokens of the step under way
 
@@ -92,6 +95,7 @@ class SJDScheduler(Scheduler):
             other_rows=len(others),
             other_tokens=sum(1 + len(request.spec_token_ids) for request in others),
         )
+        self._counters.put("window", window)
         for request in adaptive:
             if len(request.spec_token_ids) > window:
                 request.spec_token_ids = request.spec_token_ids[:window]
@@ -105,6 +109,7 @@ class SJDScheduler(Scheduler):
                 continue
             self.running.remove(half)
             self._preempt_request(half, now)
+            self._counters.add("guidance_preemptions_total")
             # Side by side at the head, the main first: so at most one main ever runs without its companion.
             main, companion = (other, half) if self.pairs.is_companion(half.request_id) else (half, other)
             self.waiting.remove_requests([main, companion])
@@ -115,25 +120,20 @@ class SJDScheduler(Scheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """Book the step, roll back the halves that were held, end companions, hide them from the outputs."""
-        num_tokens_before = {
-            request_id: self.requests[request_id].num_tokens
-            for request_id in scheduler_output.num_scheduled_tokens
-            if request_id in self.requests
-        }
+        scheduled = [self.requests[i] for i in scheduler_output.num_scheduled_tokens if i in self.requests]
+        num_tokens_before = {request.request_id: request.num_tokens for request in scheduled}
         self._observe_lone_tokens(scheduler_output, model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        for request_id, drafts in scheduler_output.scheduled_spec_decode_tokens.items():
-            request = self.requests.get(request_id)
-            if request is not None and is_adaptive(request) and not self.pairs.is_companion(request_id):
-                num_emitted = request.num_tokens - num_tokens_before[request_id]
-                if num_emitted:
-                    self._windows.observe_acceptance(len(drafts), num_emitted - 1)
+        self._observe_drafts(scheduled, scheduler_output.scheduled_spec_decode_tokens, num_tokens_before)
         held = [
             self.requests[request_id]
             for request_id, num_tokens in num_tokens_before.items()
             if request_id in self.requests and self._is_held(self.requests[request_id], num_tokens)
         ]
         self._fail_stalled({request.request_id for request in held})
+        self._counters.add("steps_total")
+        self._counters.add("guidance_stalls_total", len(held))
+        self._counters.put("guidance_pairs", len(self.pairs))
         for request in held:
             request.num_computed_tokens = request.num_tokens - 1
             request.spec_token_ids = []
@@ -153,6 +153,33 @@ class SJDScheduler(Scheduler):
             has_drafts = request_id in scheduler_output.scheduled_spec_decode_tokens
             if metrics is not None and not has_drafts and model_runner_output.sampled_token_ids[index]:
                 metrics.observe(0, 0, detailed=self.spec_decode_metrics_level == "detailed")
+
+    def _observe_drafts(
+        self, scheduled: list[Request], drafts_of: dict[str, list[int]], num_tokens_before: dict[str, int]
+    ) -> None:
+        """Tell controller and counters what became of the drafts; companions have the drafts of their mains."""
+        self._refused = {}
+        for request in scheduled:
+            request_id = request.request_id
+            drafts = drafts_of.get(request_id)
+            num_emitted = request.num_tokens - num_tokens_before[request_id]
+            if not drafts or not num_emitted or self.pairs.is_companion(request_id):
+                continue
+            if is_adaptive(request):
+                self._windows.observe_acceptance(len(drafts), num_emitted - 1)
+            self._counters.add("drafts_scored_total", len(drafts))
+            self._counters.add("drafts_accepted_total", num_emitted - 1)
+            self._refused[request_id] = drafts[num_emitted:]
+
+    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
+        """Take the next windows, and count which of the old drafts stand in them."""
+        super().update_draft_token_ids(draft_token_ids)
+        for request_id, refused in self._refused.items():
+            request = self.requests.get(request_id)
+            if request is not None:
+                pairs = list(zip(refused, request.spec_token_ids, strict=False))
+                self._counters.add("drafts_refreshed_total", len(pairs))
+                self._counters.add("drafts_kept_total", sum(old == new for old, new in pairs))
 
     @staticmethod
     def _is_held(request: Request, num_tokens_before: int) -> bool:

@@ -107,7 +107,7 @@ class ImagesRequest(BaseModel):
         try:
             request = cls.model_validate_json(body)
         except ValidationError as error:
-            raise _as_api_error(error) from error
+            raise _validation_error(error) from error
         request._check_combinations()
         return request
 
@@ -177,6 +177,22 @@ def setting_error(message: str, setting: str | None) -> ApiError:
     return ApiError(400, message, param=f"sjd.{param}" if param in SJDOptions.model_fields else param)
 
 
+def as_api_error(error: BaseException) -> ApiError:
+    """Whatever went wrong as an answer: our own and vLLM's refusals as they are, anything else without its insides."""
+    from vllm.exceptions import GracefulHTTPError, VLLMClientError
+
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, VLLMClientError):
+        # Its own __str__ puts the parameter behind the message.
+        return setting_error(Exception.__str__(error), getattr(error, "parameter", None))
+    if isinstance(error, GracefulHTTPError):
+        return ApiError(int(error.http_status), error.message)
+    return ApiError(500, "the server failed on this request; its log says more.")
+
+
 def json_schema(model: type[BaseModel]) -> dict[str, Any]:
     """The model's JSON schema without references, which would lead nowhere inside an OpenAPI document."""
     schema = model.model_json_schema()
@@ -194,7 +210,7 @@ def json_schema(model: type[BaseModel]) -> dict[str, Any]:
     return typing.cast(dict[str, Any], inlined(schema))
 
 
-def _as_api_error(error: ValidationError) -> ApiError:
+def _validation_error(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_input=False)[0]
     path = [str(part) for part in first["loc"]]
     param = ".".join(path) or None

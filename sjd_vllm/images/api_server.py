@@ -15,16 +15,16 @@ from starlette.requests import ClientDisconnect
 from sjd_vllm.config import SJDConfig
 from sjd_vllm.images.api_answer import CompletedEvent, ErrorAnswer, ImagesAnswer, PartialImageEvent
 from sjd_vllm.images.api_limits import LIMITS_KEY, ServerLimits, deadline_after, in_time
+from sjd_vllm.images.api_metrics import CLIENT_GONE, RequestRecord, show_engine_counters
 from sjd_vllm.images.api_options import ImageOptions
 from sjd_vllm.images.api_protocol import MAX_BODY_BYTES, ApiError, ImagesRequest, json_schema
-from sjd_vllm.images.api_service import ImagesService, as_api_error
+from sjd_vllm.images.api_service import ImagesService
 from sjd_vllm.images.api_stream import PictureEvents, PictureStream
 from sjd_vllm.images.playground import PAGE_ROUTE, playground_page
 from sjd_vllm.models.family import load_family
 
 ROUTE = "/v1/images/generations"
 OPTIONS_ROUTE = "/v1/images/options"
-_CLIENT_GONE = 499  # nobody reads it; access logs of web servers know this status
 _RETRY_AFTER_SCHEMA = {"description": "Seconds, by the pace of late.", "schema": {"type": "integer", "minimum": 1}}
 _T = TypeVar("_T")
 
@@ -78,6 +78,8 @@ class ImagesEndpoint:
         vllm_config = engine_client.vllm_config
         family = load_family(vllm_config.model_config.model)
         engine_settings = (vllm_config.additional_config or {}).get("sjd")
+        if engine_settings is not None:
+            show_engine_counters(vllm_config.instance_id)
         if family is None or engine_settings is None:
             return
         names = args.served_model_name or [args.model]
@@ -90,13 +92,15 @@ class ImagesEndpoint:
 async def _generate(raw_request: Request) -> Response:
     request_id = f"img-{uuid.uuid4().hex}"
     headers = {"x-request-id": request_id}
+    record = RequestRecord(request_id)
     try:
         service = _service(raw_request)
         deadline = deadline_after(service.limits.request_timeout)
         request = ImagesRequest.parse(await _body(raw_request, service.limits.client_timeout))
         pictures = service.plan(request)
+        record.begin(len(pictures), str(pictures[0].size), is_stream=bool(request.stream))
         if request.stream:
-            stream = PictureStream(service, request, pictures[0], request_id, deadline)
+            stream = PictureStream(service, request, pictures[0], request_id, deadline, record)
             return await _streamed(raw_request, stream, headers, deadline)
         place = service.queue.enter(len(pictures))
         try:
@@ -104,11 +108,13 @@ async def _generate(raw_request: Request) -> Response:
             place.leave(is_answered=True)
         finally:
             place.leave()
+        record.end(200)
         return JSONResponse(answer.model_dump(), headers=headers)
     except ClientGoneError:
-        return Response(status_code=_CLIENT_GONE)
+        record.end(CLIENT_GONE)
+        return Response(status_code=CLIENT_GONE)
     except Exception as error:
-        refusal = as_api_error(error)
+        refusal = record.fail(error)
         return JSONResponse(refusal.body(), status_code=refusal.status, headers={**headers, **refusal.headers})
 
 

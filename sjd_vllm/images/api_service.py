@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,13 +24,13 @@ from sjd_vllm.images.api_answer import (
     picture_answer,
 )
 from sjd_vllm.images.api_limits import PictureQueue, ServerLimits
+from sjd_vllm.images.api_metrics import DECODE_SECONDS, PENDING, PICTURE_STEPS, PIXEL_SECONDS, TOKENS_PER_STEP
 from sjd_vllm.images.api_options import ImageOptions, image_options
 from sjd_vllm.images.api_protocol import ApiError, ImagesRequest, setting_error
 from sjd_vllm.images.request import PictureRequest
 from sjd_vllm.models.family import ImageFamily
 
 _GREY = 40  # 0..255, of the rows that a partial picture does not have yet
-_LOGGER = logging.getLogger(__name__)
 
 
 class ImagesService:
@@ -63,6 +62,7 @@ class ImagesService:
         self._model_names = tuple(model_names)
         self.limits = limits
         self.queue = PictureQueue(limits.max_pending_pictures)
+        PENDING.set_function(lambda: self.queue.num_pending)
         # One thread: a pixel decoder uses all cores by itself, and neither the event loop nor the engine waits for it.
         self._pixels = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sjd-pixels")
 
@@ -116,7 +116,12 @@ class ImagesService:
                     raise ApiError(503, "the server is shutting down.", code="shutting_down")
                 if output.finished and len(token_ids) != picture.num_tokens:
                     raise ApiError(500, f"the engine ended this picture early ({completion.finish_reason}).")
-                yield DecodedPicture(list(token_ids), tokens_per_step, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                if output.finished:
+                    PICTURE_STEPS.observe(len(tokens_per_step))
+                    TOKENS_PER_STEP.observe(len(token_ids) / max(len(tokens_per_step), 1))
+                    DECODE_SECONDS.observe(seconds)
+                yield DecodedPicture(list(token_ids), tokens_per_step, seconds)
 
     async def _while_alive(self, outputs: AsyncIterator[Any]) -> AsyncIterator[Any]:
         """The engine's outputs. Raises ApiError (503) if it dies."""
@@ -159,21 +164,6 @@ class ImagesService:
             options["quality"] = 100 if request.output_compression is None else request.output_compression
         buffer = io.BytesIO()
         Image.fromarray(canvas).save(buffer, format=request.file_format.upper(), **options)
-        return PictureFile(base64.b64encode(buffer.getvalue()).decode(), time.perf_counter() - started)
-
-
-def as_api_error(error: BaseException) -> ApiError:
-    """Whatever went wrong as an answer: our own and vLLM's refusals as they are, anything else without its insides."""
-    from vllm.exceptions import GracefulHTTPError, VLLMClientError
-
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, VLLMClientError):
-        # Its own __str__ puts the parameter behind the message.
-        return setting_error(Exception.__str__(error), getattr(error, "parameter", None))
-    if isinstance(error, GracefulHTTPError):
-        return ApiError(int(error.http_status), error.message)
-    _LOGGER.error("an images request failed", exc_info=error)
-    return ApiError(500, "the server failed on this request; its log says more.")
+        seconds = time.perf_counter() - started
+        PIXEL_SECONDS.observe(seconds)
+        return PictureFile(base64.b64encode(buffer.getvalue()).decode(), seconds)

@@ -15,8 +15,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sjd_vllm.images.api_answer import DecodedPicture, PartialFigures, completed_event, partial_event, picture_answer
 from sjd_vllm.images.api_limits import in_time
+from sjd_vllm.images.api_metrics import CLIENT_GONE, PARTIALS, RequestRecord
 from sjd_vllm.images.api_protocol import ImagesRequest
-from sjd_vllm.images.api_service import ImagesService, as_api_error
+from sjd_vllm.images.api_service import ImagesService
 from sjd_vllm.images.request import PictureRequest
 
 _LOGGER = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class PictureStream:
 
     Args:
         deadline: when it must be finished, by the event loop's clock.
+        record: of the request, which ends with the stream.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class PictureStream:
         picture: PictureRequest,
         request_id: str,
         deadline: float,
+        record: RequestRecord,
     ) -> None:
         self._service = service
+        self.record = record
         self._request = request
         self._picture = picture
         self._request_id = request_id
@@ -78,15 +82,17 @@ class PictureStream:
                     answer = picture_answer(self._picture, state, file)
                     self._place.leave(is_answered=True)
                     completed = completed_event(self._request, self._picture, answer)
+                    self.record.end(200)
                     yield _event(completed.type, completed.model_dump())
                     return
                 num_tokens = len(state.token_ids)
                 figures = PartialFigures(num_tokens=num_tokens, num_rows=bisect_right(self._row_ends, num_tokens))
                 partial = partial_event(self._request, self._picture, num_partials, figures, file)
                 yield _event(partial.type, partial.model_dump())
+                PARTIALS.inc()
                 num_partials += 1
         except Exception as error:
-            yield _event("error", {"type": "error", **as_api_error(error).body()})
+            yield _event("error", {"type": "error", **self.record.fail(error).body()})
 
     async def _next_state(self) -> DecodedPicture | Exception:
         """What is to be sent next; of rows the newest, so that pixels slower than tokens hold nothing up."""
@@ -137,6 +143,7 @@ class PictureEvents(StreamingResponse):
             _LOGGER.info("a client took no event for %g s; its stream is closed", self._stream.client_timeout)
         finally:
             self._stream.cancel()
+            self._stream.record.end(CLIENT_GONE)  # unless it has had its end
 
 
 def partial_token_counts(num_tokens: int, num_partials: int) -> list[int]:

@@ -26,7 +26,7 @@ class FakeEngine:
 
     def __init__(self, family: ImageFamily, settings: dict[str, Any] | None) -> None:
         model = SimpleNamespace(model=str(family.path), max_model_len=1024)
-        self.vllm_config = SimpleNamespace(model_config=model, additional_config=settings)
+        self.vllm_config = SimpleNamespace(model_config=model, additional_config=settings, instance_id="fake")
         ranges = family.grammar(family.sizes[0]).legal_token_ranges()
         self.token_ids = [legal[0][0] for legal in ranges]
         self.error: Exception | None = None
