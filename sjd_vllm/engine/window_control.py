@@ -25,7 +25,7 @@ _NUM_TRUSTED = 12  # steps with drafts before which the longest window is used
 # Every so many steps one has another window, all candidates in turn: rows and tokens must not always grow together, and
 # a window that was given up for a wrong reason must come back. Not those that would take so many times the best one's
 # time.
-_PROBE_EVERY, _PROBE_LIMIT = 8, 3.0
+_PROBE_EVERY, _PROBE_LIMIT = 16, 1.5
 
 
 class WindowController:
