@@ -79,11 +79,8 @@ def validate_legal(legal: Tensor, lengths: Tensor | None = None) -> None:
 
 def mix_guidance(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
     """uncond + scale * (cond - uncond); scale [R, ...] broadcasts over the columns, and 1 gives exactly `cond`."""
-    mixed = torch.lerp(uncond, cond, scale)
-    if cond.device.type == "cpu" and bool(cond.amin() > -torch.inf):  # a look is cheaper than the repair, on a CPU
-        return mixed
     # where both models forbid a column, -inf - -inf would be NaN
-    return mixed.masked_fill_(cond == -torch.inf, -torch.inf)
+    return torch.lerp(uncond, cond, scale).masked_fill_(cond == -torch.inf, -torch.inf)
 
 
 def keep_top(logits: Tensor, top_k: Tensor | int | None, top_p: Tensor | None, max_top_k: int | None) -> Tensor:
