@@ -65,7 +65,8 @@ def gumbel_choices(
         is_greedy = temperature <= 0
         best = torch.where(is_greedy, greedy_best, best)
         chosen = torch.where(is_greedy, token_ids[greedy_place], chosen)
-    return torch.where(best > -torch.inf, chosen, -1)  # a comparison with NaN is false
+    # a comparison with NaN is false; top-k may have dropped one, so the whole row is looked at
+    return torch.where((best > -torch.inf) & (mixed.amax(-1) > -torch.inf), chosen, -1)
 
 
 def sweep(drafts: Tensor, rows: Tensor, positions: Tensor, choices: Tensor, starts: Tensor) -> Tensor:
