@@ -14,7 +14,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
 from sjd_vllm.config import ConfigError, SJDConfig, SJDParams
-from sjd_vllm.models.family import ImageFamily, load_family
+from sjd_vllm.models.family import ImageFamily
+from sjd_vllm.models.registry import load_family
 
 CONFIG_KEY = "sjd"
 

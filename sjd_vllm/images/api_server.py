@@ -21,7 +21,7 @@ from sjd_vllm.images.api_protocol import MAX_BODY_BYTES, ApiError, ImagesRequest
 from sjd_vllm.images.api_service import ImagesService
 from sjd_vllm.images.api_stream import PictureEvents, PictureStream
 from sjd_vllm.images.playground import PAGE_ROUTE, playground_page
-from sjd_vllm.models.family import load_family
+from sjd_vllm.models.registry import load_family
 
 ROUTE = "/v1/images/generations"
 OPTIONS_ROUTE = "/v1/images/options"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ import torch
 from sjd_vllm.config import SJDConfig
 from sjd_vllm.images.environment import prepare_environment
 from sjd_vllm.images.request import PictureRequest
+from sjd_vllm.models.family import ImageFamily
 
 # Called with the index of a picture that got tokens and how many it has by now.
 TokenProgress = Callable[[int, int], None]
@@ -35,7 +34,7 @@ class DecodedPicture:
     seconds: float = 0.0
 
 
-def engine_settings(model: Path, config: SJDConfig, max_batch_size: int, max_model_len: int) -> dict[str, Any]:
+def engine_settings(family: ImageFamily, config: SJDConfig, max_batch_size: int, max_model_len: int) -> dict[str, Any]:
     """Fields of `vllm.EngineArgs` for decoding so many pictures at once; the arguments as in `PictureEngine`."""
     from vllm.platforms import current_platform
 
@@ -52,7 +51,7 @@ def engine_settings(model: Path, config: SJDConfig, max_batch_size: int, max_mod
     if current_platform.is_cpu():
         settings["dtype"] = "float32"
         settings["enforce_eager"] = True
-        settings["kv_cache_memory_bytes"] = _kv_cache_bytes(model, max_num_seqs, max_model_len)
+        settings["kv_cache_memory_bytes"] = _kv_cache_bytes(family, max_num_seqs, max_model_len)
     return settings
 
 
@@ -60,7 +59,7 @@ class PictureEngine:
     """Starts vLLM with method "sjd" and drives it step by step.
 
     Args:
-        model: the checkpoint's folder.
+        family: of the checkpoint.
         config: window and strategies.
         max_batch_size: how many pictures are decoded at once; each takes two sequences of vLLM's under guidance.
         max_model_len: tokens of the longest sequence.
@@ -68,7 +67,12 @@ class PictureEngine:
     """
 
     def __init__(
-        self, model: Path, config: SJDConfig, max_batch_size: int, max_model_len: int, engine_args: dict[str, Any]
+        self,
+        family: ImageFamily,
+        config: SJDConfig,
+        max_batch_size: int,
+        max_model_len: int,
+        engine_args: dict[str, Any],
     ) -> None:
         prepare_environment()
         from vllm import EngineArgs, LLMEngine
@@ -79,7 +83,7 @@ class PictureEngine:
         # vLLM finds the plugin by itself, unless VLLM_PLUGINS names others or the package runs uninstalled.
         register()
         settings = {
-            **engine_settings(model, config, max_batch_size, max_model_len),
+            **engine_settings(family, config, max_batch_size, max_model_len),
             "per_request_spec_decode_metrics": "detailed",
             "skip_tokenizer_init": True,
             "disable_log_stats": True,
@@ -87,7 +91,7 @@ class PictureEngine:
         if current_platform.is_cpu():
             # The variable alone would be too late if torch was imported before us.
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        self._llm = LLMEngine.from_engine_args(EngineArgs(model=str(model), **{**settings, **engine_args}))
+        self._llm = LLMEngine.from_engine_args(EngineArgs(model=str(family.path), **{**settings, **engine_args}))
         self._next_id = itertools.count()
         self.max_batch_size = max_batch_size
 
@@ -147,12 +151,7 @@ def _record(picture: DecodedPicture, output: Any) -> None:
         picture.num_steps = len(picture.token_ids) - sum(metrics.per_step_accepted if metrics else ())
 
 
-def _kv_cache_bytes(model: Path, num_sequences: int, max_model_len: int) -> int:
+def _kv_cache_bytes(family: ImageFamily, num_sequences: int, max_model_len: int) -> int:
     """Memory for the keys and values of so many full sequences in float32, and no more: nothing else is cached."""
-    config = json.loads((model / "config.json").read_text())
-    config = config.get("text_config", config)
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    token_bytes = 2 * 4 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * head_dim
     blocks = num_sequences * -(-max_model_len // _KV_BLOCK_SIZE) + 1  # vLLM keeps one block for itself
-    return int(blocks * _KV_BLOCK_SIZE * token_bytes)
+    return blocks * _KV_BLOCK_SIZE * family.shape.kv_bytes_per_token(4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from sjd_vllm.images.engine import DecodedPicture, PictureEngine
 from sjd_vllm.images.environment import prepare_environment
 from sjd_vllm.images.picture import GenerationResult, Picture
 from sjd_vllm.images.request import ImageRequest, PictureRequest
-from sjd_vllm.models.family import ImageFamily, ImageSize, load_family
+from sjd_vllm.models.family import ImageFamily, ImageSize
+from sjd_vllm.models.registry import load_family
 
 # Called with the rows of image tokens that are complete and the rows there will be, over all pictures.
 Progress = Callable[[int, int], None]
@@ -59,7 +59,7 @@ class ImagePipeline:
         self.config = SJDConfig.from_mapping({name: value for name, value in given.items() if value is not None})
         self.model = _checkpoint(model)
         self.family = _family(self.model)
-        self.max_model_len = _max_model_len(self.model, engine_args.pop("max_model_len", None))
+        self.max_model_len = _max_model_len(self.family, engine_args.pop("max_model_len", None))
         self.max_batch_size = max_batch_size
         self._engine_args = engine_args
         self._engine: PictureEngine | None = None
@@ -68,7 +68,7 @@ class ImagePipeline:
         """Start the engine unless it runs already; takes some seconds."""
         if self._engine is None:
             self._engine = PictureEngine(
-                self.model, self.config, self.max_batch_size, self.max_model_len, self._engine_args
+                self.family, self.config, self.max_batch_size, self.max_model_len, self._engine_args
             )
 
     def close(self) -> None:
@@ -202,11 +202,8 @@ def _checkpoint(model: str | Path | None) -> Path:
 
         return Path(checkpoint_path())
     path = Path(model).expanduser()
-    if not (path / "config.json").is_file():
-        found = "has no config.json" if path.is_dir() else "is not a folder"
-        raise ConfigError("model", f"model must be the folder of a checkpoint; {str(model)!r} {found}.")
-    if not any(path.glob("*.safetensors")):
-        raise ConfigError("model", f"the checkpoint in {str(model)!r} has no weights (*.safetensors).")
+    if not path.is_dir():
+        raise ConfigError("model", f"model must be the folder of a checkpoint; {str(model)!r} is not a folder.")
     return path
 
 
@@ -214,19 +211,20 @@ def _family(model: Path) -> ImageFamily:
     prepare_environment()
     try:
         family = load_family(model)
+        problems = family.problems() if family is not None else []
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ConfigError("model", f"the checkpoint in {model} cannot be read: {error}") from error
     if family is None:
-        raise ConfigError("model", f"the checkpoint in {model} is not of an image family that sjd-vllm knows.")
+        found = "is not of" if (model / "config.json").is_file() else "has no config.json and no other sign of"
+        raise ConfigError("model", f"the checkpoint in {model} {found} an image family that sjd-vllm knows.")
+    if problems:
+        more = f" (and {len(problems) - 1} more; sjd-vllm check lists them)" if len(problems) > 1 else ""
+        raise ConfigError("model", f"the checkpoint in {model} cannot be used: {problems[0]}{more}.")
     return family
 
 
-def _max_model_len(model: Path, asked: int | None) -> int:
-    config = json.loads((model / "config.json").read_text())
-    longest = config.get("text_config", config).get("max_position_embeddings")
-    if not isinstance(longest, int):
-        raise ConfigError("model", f"the config of the checkpoint in {model} lacks max_position_embeddings.")
+def _max_model_len(family: ImageFamily, asked: int | None) -> int:
     if asked is None:
-        return longest
-    check_int("max_model_len", asked, 1, longest)
+        return family.shape.max_positions
+    check_int("max_model_len", asked, 1, family.shape.max_positions)
     return asked

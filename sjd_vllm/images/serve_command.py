@@ -71,10 +71,11 @@ def run(args: argparse.Namespace) -> int:
         max_batch_size=args.max_batch_size,
     )
     settings = {
-        **engine_settings(pipeline.model, pipeline.config, args.max_batch_size, pipeline.max_model_len),
+        **engine_settings(pipeline.family, pipeline.config, args.max_batch_size, pipeline.max_model_len),
         "additional_config": {LIMITS_KEY: dataclasses.asdict(limits)},
         "shutdown_timeout": _SHUTDOWN_SECONDS,
         "load_format": "safetensors",  # vLLM would take pickled weights as well
+        **pipeline.family.engine_args,
         "served_model_name": "demo" if args.model is None else pipeline.model.resolve().name,
         "host": args.host,
         "port": args.port,

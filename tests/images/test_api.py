@@ -19,7 +19,7 @@ from PIL import Image
 from live_server import live_server, metric, wait_until_idle
 from sjd_vllm.demo import checkpoint_path
 from sjd_vllm.images.api_protocol import MAX_BODY_BYTES, ImagesRequest
-from sjd_vllm.models.family import load_family
+from sjd_vllm.models.registry import load_family
 
 ROUTE = "/v1/images/generations"
 PROMPT = "a calm lake at sunset, a red house on the left"

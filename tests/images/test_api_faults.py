@@ -16,7 +16,8 @@ from fastapi import FastAPI
 from vllm.exceptions import QueueOverflowError, VLLMValidationError
 
 from sjd_vllm.images.api_server import ROUTE, ImagesEndpoint
-from sjd_vllm.models.family import ImageFamily, load_family
+from sjd_vllm.models.family import ImageFamily
+from sjd_vllm.models.registry import load_family
 
 FAILING_SEED = 5
 

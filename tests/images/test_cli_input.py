@@ -50,7 +50,7 @@ def _no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("generate --prompts-file missing.txt -o a.png MODEL", "cannot read prompts from 'missing.txt'"),
         ("generate --prompts-file latin.txt -o a.png MODEL", "cannot read prompts from 'latin.txt'"),
         ("generate x -o a.png --model missing", "'missing' is not a folder"),
-        ("generate x -o a.png --model .", "'.' has no config.json"),
+        ("generate x -o a.png --model .", "has no config.json"),
         ("generate x -o a.png --model text-model", "not of an image family"),
         ("generate x -o a.png --model broken", "cannot be read"),
         ("generate x -o missing/a.png MODEL", "cannot write to the folder 'missing'"),

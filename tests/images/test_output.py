@@ -13,7 +13,7 @@ from sjd_vllm.images.output import OutputPaths
 from sjd_vllm.images.picture import Picture
 from sjd_vllm.images.request import ImageRequest
 from sjd_vllm.images.sheet import contact_sheet
-from sjd_vllm.models.family import load_family
+from sjd_vllm.models.registry import load_family
 
 
 def test_one_picture_is_the_named_file(tmp_path: Path) -> None:
