@@ -20,6 +20,8 @@ from sjd_vllm.models.family import ImageFamily
 
 # Called with the index of a picture that got tokens and how many it has by now.
 TokenProgress = Callable[[int, int], None]
+# Called with the index of a picture that is finished, and the picture.
+Finished = Callable[[int, "DecodedPicture"], None]
 
 _KV_BLOCK_SIZE = 128  # tokens in a KV block of vLLM's CPU build
 
@@ -101,6 +103,7 @@ class PictureEngine:
         *,
         batch_size: int | None = None,
         on_tokens: TokenProgress | None = None,
+        on_finished: Finished | None = None,
     ) -> list[DecodedPicture]:
         """Decode the pictures, at most `batch_size` of them at a time, and return them in the order given."""
         waiting = deque(enumerate(requests))
@@ -120,6 +123,8 @@ class PictureEngine:
                         on_tokens(index, len(decoded[index].token_ids))
                     if output.finished:
                         del running[output.request_id]
+                        if on_finished is not None:
+                            on_finished(index, decoded[index])
         finally:
             # After an error or Ctrl-C; the engine stays usable.
             if running:
