@@ -36,7 +36,7 @@ setup(
         "sjd_vllm.demo": ["checkpoint/**"],
         "sjd_vllm.images": ["playground_page/*"],
     },
-    install_requires=["numba", "numpy", "pillow>=12", "safetensors", "tqdm", "transformers>=5.16,<6"],
+    install_requires=["numba", "numpy", "pillow>=12", "psutil", "safetensors", "tqdm", "transformers>=5.16,<6"],
     extras_require={
         "gpu": ["vllm==0.32.*"],
         "server": ["fastapi", "python-multipart", "uvicorn"],

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sjd_vllm.config import SJDConfig
-from sjd_vllm.images.environment import prepare_environment
+from sjd_vllm.images.environment import max_cpu_threads, prepare_environment
 from sjd_vllm.images.request import PictureRequest
 from sjd_vllm.models.family import ImageFamily
 
@@ -51,6 +51,8 @@ def engine_settings(family: ImageFamily, config: SJDConfig, max_batch_size: int,
         "max_model_len": max_model_len,
     }
     if current_platform.is_cpu():
+        if not config.max_cpu_threads:
+            settings["speculative_config"]["max_cpu_threads"] = max_cpu_threads()
         settings["dtype"] = "float32"
         settings["enforce_eager"] = True
         settings["kv_cache_memory_bytes"] = _kv_cache_bytes(family, max_num_seqs, max_model_len)
