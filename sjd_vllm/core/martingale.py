@@ -8,6 +8,7 @@ is about standard normal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,14 +41,14 @@ class MartingaleSum:
     @property
     def z_score(self) -> float:
         """About N(0, 1) if exact; the excess itself where nothing could vary."""
-        return self.excess / self.variance**0.5 if self.variance > _NO_VARIANCE else self.excess
+        return self.excess / math.sqrt(self.variance) if self.variance > _NO_VARIANCE else self.excess
 
     def smallest_visible_bias(self, limit: float, power_quantile: float) -> float:
         """The bias of a token's mean E[f] that would have passed the limit with some probability.
 
         limit: of |z|. power_quantile: the standard normal quantile of that probability, 1.2816 for 90 %.
         """
-        return (limit + power_quantile) * self.variance**0.5 / self.num_tokens
+        return (limit + power_quantile) * math.sqrt(self.variance) / self.num_tokens
 
 
 def martingale_z_scores(target_probs: Tensor, tokens: Tensor, groups: Tensor | None = None) -> dict[str, float]:

@@ -71,7 +71,7 @@ def _differences(
 ) -> dict[str, list[float]]:
     prompts, records = run.prompts, run.by_method()
     won, lost, counted = (np.zeros(len(ATTRIBUTES)) for _ in range(3))
-    for one, other in pairs(records[label], records[PLAIN]):
+    for one, _ in pairs(records[label], records[PLAIN]):
         labels = np.array(prompts[one.prompt_index].source["labels"])
         is_right = [np.array(predicted[name][one.key]) == labels for name in (label, PLAIN)]
         won += is_right[0] & ~is_right[1] & (labels >= 0)

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sjd_vllm.config import GUMBEL, ConfigError, SJDConfig, check_choice, check_int, check_window
@@ -41,10 +42,14 @@ def add_flags(parser: Parser) -> None:
         metavar="NAME,...",
         help=f"none and redrafts, NAME@WINDOW for a window of its own ({_METHODS})",
     )
-    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="of the run; an old one is gone on with")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FOLDER", help="of the run; an old one is gone on with"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="so many prompts, spread over the suite (all; demo: 64)")
     parser.add_argument("--n", type=int, metavar="N", help="pictures of each prompt (what the suite's authors score)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture, the others count on (0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the first picture, the others count on (0)"
+    )
     parser.add_argument(
         "--num-speculative-tokens",
         type=int,
@@ -82,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     scores = [name for name in args.score.split(",") if name]
     for name in scores:
         check_choice("score", name, _SCORES)
-    request_from(args, "any")  # a bad setting is told before anything heavy is imported
+    request_from(args, "any", n=1)  # a bad setting is told before anything heavy is imported
     engine_args = _engine_args(args.engine_args)
     prepare_environment(is_quiet=not args.verbose)
     with reserved_stdout() as stdout:
@@ -164,9 +169,7 @@ def _open(
         "engine_args": engine_args,
         **request_settings,
     }
-    draft = RunFolder.__new__(RunFolder)
-    draft.settings = json.loads(json.dumps(settings))
-    planned = planned_pictures(draft, pipeline, request_settings)
+    planned = planned_pictures(RunFolder(Path(args.output), settings), pipeline, request_settings)
     first = planned[methods[0].label][0][2]
     settings |= {
         "size": str(first.size),
@@ -204,9 +207,9 @@ def _test_losslessness(
         score_pictures(folder, reference, planned, on_pictures)
 
 
-def _evaluate(folder: RunFolder, pipeline: ImagePipeline, scores: list[str], args: argparse.Namespace) -> dict[str, Any]:
-    from pathlib import Path
-
+def _evaluate(
+    folder: RunFolder, pipeline: ImagePipeline, scores: list[str], args: argparse.Namespace
+) -> dict[str, Any]:
     from sjd_vllm.evaluation.accuracy import accuracy_results
     from sjd_vllm.evaluation.layouts import write_layouts
     from sjd_vllm.evaluation.lossless import lossless_results
@@ -262,7 +265,9 @@ def _print_results(folder: RunFolder, results: dict[str, Any], stdout: TextIO) -
     for label, row in results["speed"].items():
         speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}x"
         identical = results["lossless"]["methods"][label]["identical"]
-        same = f"; {identical['pictures']} of {identical['of']} pictures are plain decoding's" if identical["of"] else ""
+        same = (
+            f"; {identical['pictures']} of {identical['of']} pictures are plain decoding's" if identical["of"] else ""
+        )
         is_fixed = row["name"] == GUMBEL
         print(
             line.format(
@@ -283,4 +288,6 @@ def _print_results(folder: RunFolder, results: dict[str, Any], stdout: TextIO) -
         print(f"To score, with {NEEDS[suite]}:", file=stdout)
         for command in scorer_commands(folder):
             print(f"  {command}", file=stdout)
-    print(f"Pictures, tokens and results are in {folder.path}; `sjd-vllm report {folder.path}` draws them.", file=stdout)
+    print(
+        f"Pictures, tokens and results are in {folder.path}; `sjd-vllm report {folder.path}` draws them.", file=stdout
+    )

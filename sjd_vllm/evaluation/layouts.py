@@ -41,7 +41,7 @@ def scorer_commands(run: RunFolder) -> list[str]:
     where = run.path.resolve() / FOLDER
     return {
         "geneval": [
-            f'python evaluation/evaluate_images.py "{where}/METHOD" --outfile results.jsonl --model-path DETECTOR_FOLDER',
+            f'python evaluation/evaluate_images.py "{where}/METHOD" --outfile results.jsonl --model-path DETECTOR',
             "python evaluation/summary_scores.py results.jsonl",
         ],
         "t2i-compbench": [

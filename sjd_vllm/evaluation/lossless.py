@@ -82,7 +82,7 @@ def lossless_results(run: RunFolder) -> dict[str, Any]:
     """Everything that is known so far, as plain JSON types; also written to the run folder.
 
     For each method and statistic: z, the mean excess of a token, and the smallest bias of that mean that would have
-    passed the limit with probability POWER. `identical`: pictures equal to plain decoding's, and how many were compared.
+    passed the limit with probability POWER. `identical`: pictures equal to plain decoding's, of how many compared.
     """
     sums = _read_sums(run.path / _SUMS)
     by_method: dict[str, _Sums] = {}

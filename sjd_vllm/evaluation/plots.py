@@ -25,7 +25,7 @@ COLOURS = {
     "plain": "#777777",
     "sjd": "#0072b2",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,

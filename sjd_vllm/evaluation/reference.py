@@ -75,12 +75,14 @@ class Reference:
 
         sequence = [*prompt_token_ids, *token_ids[:-1]]
         self._llm.generate(
-            [{"prompt_token_ids": sequence}], SamplingParams(max_tokens=1, temperature=0, detokenize=False), use_tqdm=False
+            [{"prompt_token_ids": sequence}],
+            SamplingParams(max_tokens=1, temperature=0, detokenize=False),
+            use_tqdm=False,
         )
         first = len(prompt_token_ids) - 1
         collect = functools.partial(_collect_logits, first=first, end=len(sequence), columns=columns.tolist())
         # Every rank takes part in the product with the vocabulary; the first has the whole of it.
-        found = [part for part in self._llm.apply_model(collect) if part is not None]
+        found: list[Tensor] = [part for part in self._llm.apply_model(collect) if part is not None]
         return found[0]
 
     def target_probs(self, picture: PictureRequest, token_ids: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -97,7 +99,7 @@ class Reference:
         legal = grammar.legal_sets[grammar.set_of_position]
         free = (legal.sum(1) > 1).nonzero()[:, 0]
         columns = torch.searchsorted(grammar.token_ids, torch.tensor(token_ids))
-        for rows in free.split(_ROWS):
+        for rows in torch.split(free, _ROWS):  # type: ignore[no-untyped-call]
             probs = process_target(
                 cond[None, rows],
                 uncond_logits=None if uncond is None else uncond[None, rows],

@@ -1,8 +1,8 @@
 """The folder of one evaluation: what was asked for, and a line for each picture that is done.
 
-    run.json                    settings; a run is only gone on with under the same ones
-    records.jsonl               a `Record` a line, appended when its picture lies on the disk
-    pictures/METHOD/00012-0.png prompt 12, its first picture
+run.json                    settings; a run is only gone on with under the same ones
+records.jsonl               a `Record` a line, appended when its picture lies on the disk
+pictures/METHOD/00012-0.png prompt 12, its first picture
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ SCORE_NAMES = ("clip", "fid")
 # What each score of the suites needs, told when it is not computed here.
 NEEDS = {
     "clip": "a CLIP checkpoint (--clip-model FOLDER or NAME) and torchmetrics",
-    "fid": "a folder of real pictures (--fid-reference FOLDER), torchmetrics, torch-fidelity and its Inception-v3 weights",
+    "fid": "a folder of real pictures (--fid-reference FOLDER), torchmetrics, torch-fidelity and its Inception-v3 "
+    "weights",
     "geneval": "GenEval's own code, mmdetection and its Mask2Former weights (evaluation/download_models.sh)",
     "t2i-compbench": "T2I-CompBench++'s own code with the weights of BLIP-VQA, UniDet and CLIP (its Readme)",
 }
@@ -39,7 +40,7 @@ def clip_score(run: RunFolder, label: str, model: str) -> float:
     except ImportError as error:
         raise _missing("clip", error) from error
     try:
-        metric = CLIPScore(model_name_or_path=model)
+        metric = CLIPScore(model_name_or_path=cast(Any, model))  # any checkpoint, not only those it lists
     except (OSError, ValueError) as error:
         raise ConfigError("clip_model", f"no CLIP checkpoint {model!r}: {error}") from error
     prompts = run.prompts
@@ -76,7 +77,8 @@ def fid_score(run: RunFolder, label: str, reference: Path, feature: int | nn.Mod
 def score_results(
     run: RunFolder, names: Sequence[str], *, clip_model: str | None, fid_reference: Path | None
 ) -> dict[str, Any]:
-    """The scores asked for, by method; also written to the run folder. Raises ConfigError, which says what is missing."""
+    """The scores asked for, by method; also written to the run folder. Raises ConfigError, which says what is "
+    "missing."""
     results: dict[str, Any] = run.read(RESULTS) or {}
     for name in names:
         for method in run.methods:

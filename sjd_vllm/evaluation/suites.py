@@ -2,12 +2,14 @@
 
 | suite | file | format |
 |---|---|---|
-| geneval | evaluation_metadata.jsonl | a JSON object a line: tag, include, exclude, prompt (djghosh13/geneval) |
-| t2i-compbench | color_val.txt, ... or their folder | a prompt a line, its category in the file's name (Karine-Huang/T2I-CompBench) |
-| coco | captions_val2014.json, captions_val2017.json | COCO's annotations; the first caption of each picture is taken |
-| parti | PartiPrompts.tsv | Prompt, Category, Challenge, Note, tab-separated and without quoting (google-research/parti) |
+| geneval | evaluation_metadata.jsonl | a JSON object a line: tag, include, exclude, prompt |
+| t2i-compbench | color_val.txt, ... or their folder | a prompt a line, the category in the file's name |
+| coco | captions_val2014.json, captions_val2017.json | the first caption of each picture is taken |
+| parti | PartiPrompts.tsv | Prompt, Category, Challenge, Note, tab-separated and without quoting |
 | prompts | any text file | a prompt a line |
 | demo | none | captions of the demo model's landscapes, with the attributes that its scorer reads |
+
+Published in djghosh13/geneval, Karine-Huang/T2I-CompBench, COCO's annotations and google-research/parti.
 """
 
 from __future__ import annotations
@@ -137,7 +139,9 @@ def _coco(file: str) -> list[_Entry]:
             for image in sorted(first)
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _bad(file, None, "COCO's captions: images with id and file_name, annotations with caption", error) from error
+        raise _bad(
+            file, None, "COCO's captions: images with id and file_name, annotations with caption", error
+        ) from error
 
 
 def _parti(file: str) -> list[_Entry]:

@@ -74,9 +74,7 @@ def two_sample_results(run: RunFolder, family: ImageFamily, against: str = PLAIN
         if label == against or not compared:
             continue
         rows = [[picture_statistics(grammar, record.token_ids) for record in pair] for pair in compared]
-        counts = [
-            np.stack([_counts(grammar, pair[side].token_ids, num_codes) for pair in compared]) for side in (0, 1)
-        ]
+        counts = [np.stack([_counts(grammar, pair[side].token_ids, num_codes) for pair in compared]) for side in (0, 1)]
         results[label] = {
             "num_pairs": len(compared),
             "statistics": {

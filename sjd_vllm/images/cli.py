@@ -60,7 +60,13 @@ def _parser() -> Parser:
     _add(
         commands, "bench", "plain vLLM and SJD side by side on this machine", bench_command.add_flags, bench_command.run
     )
-    _add(commands, "eval", "all methods on a suite of prompts, and tests of them", eval_command.add_flags, eval_command.run)
+    _add(
+        commands,
+        "eval",
+        "all methods on a suite of prompts, and tests of them",
+        eval_command.add_flags,
+        eval_command.run,
+    )
     _add(commands, "report", "a page about runs of eval", report_command.add_flags, report_command.run)
     _add(commands, "serve", "vLLM's own server with SJD and the images API", serve_command.add_flags, serve_command.run)
     _add(commands, "demo-path", "print where the demo checkpoint lies", lambda _: None, _demo_path)
@@ -81,7 +87,9 @@ def _add(
 
 
 def _no_command(args: argparse.Namespace) -> int:
-    raise ConfigError("command", f"say what to do: generate, bench, eval, report, serve, demo-path or demo-prompts. {_HELP}")
+    raise ConfigError(
+        "command", f"say what to do: generate, bench, eval, report, serve, demo-path or demo-prompts. {_HELP}"
+    )
 
 
 def _demo_path(args: argparse.Namespace) -> int:
