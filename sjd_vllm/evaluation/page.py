@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_MIME = {"svg": "image/svg+xml", "png": "image/png"}
+_MIME = {"svg": "image/svg+xml", "webp": "image/webp"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Figure:
 
     Attributes:
         name: of the file, without its suffix.
-        kind: "svg" or "png".
+        kind: "svg" or "webp".
         content: the bytes of the file.
         caption: what is seen, and what to look at.
     """

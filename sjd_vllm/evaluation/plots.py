@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 
 matplotlib.use("Agg")
 import numpy as np
@@ -25,6 +26,7 @@ COLOURS = {
     "plain": "#777777",
     "sjd": "#0072b2",
 }
+_WIDTH = 9.0  # inches
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -46,7 +48,7 @@ _STYLE: dict[Any, Any] = {
 def compression_by_window(cells: Mapping[str, Mapping[int, tuple[float, float]]], num_tokens: int) -> bytes:
     """Tokens per forward against the window; cells: method -> window -> (mean, standard error) of the forwards."""
     with pyplot.rc_context(_STYLE):
-        figure, axes = pyplot.subplots(figsize=(7.2, 3.9), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(_WIDTH, 4.4), layout="constrained")
         ends = []
         for name, by_window in cells.items():
             windows = sorted(by_window)
@@ -75,7 +77,7 @@ def compression_by_window(cells: Mapping[str, Mapping[int, tuple[float, float]]]
 def tokens_over_forwards(traces: Mapping[str, Sequence[Sequence[int]]], num_tokens: int) -> bytes:
     """Tokens done after each forward; traces: method -> tokens of each forward, picture by picture."""
     with pyplot.rc_context(_STYLE):
-        figure, axes = pyplot.subplots(figsize=(7.2, 3.9), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(_WIDTH, 4.4), layout="constrained")
         for name, pictures in traces.items():
             for index, tokens_by_step in enumerate(pictures):
                 done = np.concatenate([[0], np.cumsum(tokens_by_step)])
@@ -86,7 +88,7 @@ def tokens_over_forwards(traces: Mapping[str, Sequence[Sequence[int]]], num_toke
                     linewidth=1,
                     label=name if not index else None,
                 )
-        axes.set(xlabel="forwards", ylabel="tokens done", xlim=(0, None), ylim=(0, num_tokens))
+        axes.set(xlabel="forwards", ylabel="tokens done", xlim=(0, None), ylim=(0, 1.02 * num_tokens))
         for handle in axes.legend(loc="lower right").legend_handles:
             if handle is not None:
                 handle.set_alpha(1)
@@ -99,7 +101,7 @@ def z_scores(methods: Mapping[str, Mapping[str, float]], names: Mapping[str, str
     methods: label -> statistic -> z; names: label -> method, for the colours.
     """
     with pyplot.rc_context(_STYLE):
-        figure, axes = pyplot.subplots(figsize=(7.2, 0.55 * len(methods) + 1.4), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(_WIDTH, 0.55 * len(methods) + 0.9), layout="constrained")
         axes.axvspan(-limit, limit, color="#eaf3ea", zorder=0)
         markers = "osD^v"
         statistics = list(next(iter(methods.values())))
@@ -118,7 +120,7 @@ def z_scores(methods: Mapping[str, Mapping[str, float]], names: Mapping[str, str
         axes.set(xlim=(-reach, reach), ylim=(len(methods) - 0.5, -0.5), xlabel="z-score (standard normal if exact)")
         axes.set_yticks(range(len(methods)), list(methods))
         axes.grid(axis="y", visible=False)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18 - 0.5 / len(methods)), ncols=5, fontsize=9)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
         return _svg(figure)
 
 
@@ -127,7 +129,7 @@ def attribute_differences(
 ) -> bytes:
     """Accuracy minus plain decoding's by attribute, with confidence intervals, in percentage points."""
     with pyplot.rc_context(_STYLE):
-        figure, axes = pyplot.subplots(figsize=(7.2, 3.6), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(_WIDTH, 3.9), layout="constrained")
         axes.axhline(0, color="#8a94a0", linewidth=1)
         spread = 0.7 / max(len(methods), 1)
         for index, (label, differences) in enumerate(methods.items()):
@@ -172,20 +174,22 @@ def maps(rows: Sequence[tuple[str, Any, Sequence[Sequence[float]], Sequence[Sequ
 def acceptance_by_row_and_column(methods: Mapping[str, Sequence[Sequence[float]]], names: Mapping[str, str]) -> bytes:
     """Mean share of accepted drafts by row and by column of the picture."""
     with pyplot.rc_context(_STYLE):
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(7.2, 3), layout="constrained", sharey=True)
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(_WIDTH, 3.3), layout="constrained", sharey=True)
         for label, share in methods.items():
             left.plot(np.mean(share, axis=1), "o-", markersize=3, color=COLOURS[names[label]], label=label)
             right.plot(np.mean(share, axis=0), "o-", markersize=3, color=COLOURS[names[label]])
         left.set(xlabel="row, from the top", ylabel="share accepted", ylim=(0, 1))
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         right.set(xlabel="column, from the left")
-        left.legend(fontsize=9)
+        left.legend(fontsize=9, ncols=2, loc="lower right")
         return _svg(figure)
 
 
 def load_curve(rows: Sequence[Mapping[str, str]]) -> bytes:
     """Seconds of a picture against pictures a minute, a point a concurrency; rows of benchmarks/load_curve.py."""
     with pyplot.rc_context(_STYLE):
-        figure, axes = pyplot.subplots(figsize=(7.2, 3.9), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(_WIDTH, 4.4), layout="constrained")
         labels = {"stock": "vLLM as it comes, no guidance", "plain": "plain decoding", "sjd": "SJD, windows by load"}
         for method, label in labels.items():
             own = [row for row in rows if row["method"] == method]

@@ -24,6 +24,7 @@ from sjd_vllm.models.grammar import ImageGrammar
 from sjd_vllm.models.registry import load_family
 
 _NUM_ROWS = 6  # prompts in the grid of pictures
+_HORIZON = " The dip in the middle is the horizon, with its mountains and houses."
 _NUM_TRACES = 12  # pictures in the plot of single forwards
 _OUTLINE = {
     PLAIN: "one token a forward",
@@ -75,19 +76,24 @@ class _Material:
         return next((method.label for method in self.methods if method.name == name), None)
 
 
-def write_report(runs: Sequence[str | Path], output: str | Path | None, load_curve: str | None = None) -> list[Path]:
+def write_report(
+    runs: Sequence[str | Path], output: str | Path | None, load_curve: str | None = None, note: str = ""
+) -> list[Path]:
     """Write report.html and report.md.
 
     Args:
         runs: folders of `sjd-vllm eval`; the first is the main one, the others add windows to the plot of windows.
         output: folder; None is the first run's.
         load_curve: CSV file of benchmarks/load_curve.py.
+        note: said at the top, for what the numbers do not tell.
 
     Raises ConfigError for a folder without a run or without pictures, or a model that is gone.
     """
     material = _read(runs, load_curve)
     sections = [section for build in _SECTIONS if (section := build(material)) is not None]
-    page = Page(f"Speculative Jacobi decoding on {_model_name(material)}", _lead(material), sections)
+    page = Page(
+        f"Speculative Jacobi decoding on {_model_name(material)}", " ".join([_lead(material), note]).strip(), sections
+    )
     folder = material.run.path if output is None else Path(output)
     try:
         return page.write(folder)
@@ -211,7 +217,7 @@ def _pictures(material: _Material) -> Section:
         "fewer forwards. The other methods spend their random numbers differently: they paint other pictures of the "
         "same law."
     )
-    return Section("The same prompts and seeds", [Figure("pictures", "png", content, caption)])
+    return Section("The same prompts and seeds", [Figure("pictures", "webp", content, caption)])
 
 
 def _windows(material: _Material) -> Section | None:
@@ -279,7 +285,8 @@ def _acceptance(material: _Material) -> Section | None:
                 "rows-and-columns",
                 "svg",
                 plots.acceptance_by_row_and_column(shares, material.names),
-                "The same by row and by column. Skies and plain ground are guessed easily, outlines are not.",
+                "The same by row and by column. Over the first row there is nothing to guess from."
+                + _HORIZON * (material.run.settings["suite"] == "demo"),
             ),
         ],
     )

@@ -17,7 +17,7 @@ _INK, _SOFT, _GOOD = (28, 36, 48), (91, 102, 117), (0, 114, 178)
 def side_by_side(
     heads: Sequence[str], rows: Sequence[tuple[str, Sequence[tuple[Path, str, bool]]]], cell: int = 192
 ) -> bytes:
-    """PNG of a grid of pictures.
+    """WebP of a grid of pictures.
 
     Args:
         heads: one a column.
@@ -40,5 +40,5 @@ def side_by_side(
                 sheet.paste(picture.convert("RGB").resize((cell, cell), Image.Resampling.BICUBIC), (left, top))
             draw.text((left + cell / 2, top + cell + 11), note, _GOOD if is_coloured else _SOFT, small, anchor="mm")
     stream = io.BytesIO()
-    sheet.save(stream, format="PNG", optimize=True)
+    sheet.save(stream, format="WEBP", quality=90, method=6)
     return stream.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from transformers import LlamaForCausalLM
 
 from sjd_vllm.core import martingale_sums, process_target
+from sjd_vllm.evaluation.lossless import lossless_results
 from sjd_vllm.evaluation.run_folder import RunFolder
 from sjd_vllm.models.registry import load_family
 
@@ -95,6 +97,16 @@ def test_the_reference_is_the_model(finished: Path, records: list[dict[str, Any]
             assert excess == pytest.approx(expected[name].excess, abs=1e-3)
             assert variance == pytest.approx(expected[name].variance, rel=1e-3)
             assert num_tokens == expected[name].num_tokens == 36
+
+
+def test_sums_that_a_crash_tore_are_left_out(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    file = tmp_path / "run" / "lossless.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:50]) + lines[50][:20])
+    results = lossless_results(RunFolder.open(tmp_path / "run"))
+    assert sum(method["num_pictures"] for method in results["methods"].values()) == 50
+    assert file.read_text() == "".join(lines[:50])
 
 
 def test_the_law_is_kept_and_the_control_is_not(finished: Path) -> None:
