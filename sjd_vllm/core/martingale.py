@@ -64,6 +64,11 @@ def martingale_z_scores(target_probs: Tensor, tokens: Tensor, groups: Tensor | N
         probability  p(x), against the sum of p^2
         rank         mass above x plus half the mass equal to it, against 1/2
         repeat       x repeats the token before it in its sequence
+    >>> coin = torch.tensor([[0.5, 0.5]]).expand(100, 2)
+    >>> z_scores = martingale_z_scores(coin, torch.arange(100) % 4 // 3)  # a quarter ones
+    >>> round(z_scores["top1"], 1)  # the first column is the most likely one
+    5.0
+
     A token with p(x) = 0 makes surprisal infinite. A statistic that cannot vary (one-hot rows) gives 0.
     Raises ValueError where shapes do not fit.
     """

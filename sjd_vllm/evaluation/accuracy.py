@@ -58,6 +58,9 @@ def paired_interval(num_won: int, num_lost: int, num_pairs: int) -> tuple[float,
 
     num_won: pairs that the first has right and the second wrong; num_lost: the other way round. Half a pair is added
     to each cell of the table, so that the interval has a width where nothing differs.
+
+    >>> [round(value, 3) for value in paired_interval(num_won=6, num_lost=2, num_pairs=100)]
+    [0.04, -0.018, 0.096]
     """
     won, lost, total = num_won + 0.5, num_lost + 0.5, num_pairs + 2
     difference = (won - lost) / total

@@ -40,7 +40,11 @@ _OUTSIDE = "outside"
 
 
 def limit_for(num_tests: int) -> float:
-    """|z| that all of `num_tests` standard normals stay below with probability 1 - FALSE_ALARM (Bonferroni)."""
+    """|z| that all of `num_tests` standard normals stay below with probability 1 - FALSE_ALARM (Bonferroni).
+
+    >>> round(limit_for(1), 2), round(limit_for(25), 2)
+    (3.29, 4.11)
+    """
     return NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * max(num_tests, 1)))
 
 

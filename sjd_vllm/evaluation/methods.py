@@ -62,6 +62,11 @@ def parse_methods(text: str, window: int, windows: Sequence[int] = ()) -> list[M
         windows: if given, each name without a window stands for one method at each of these.
 
     Raises ConfigError for an unknown name, a window out of range, or the same method twice.
+
+    >>> [(method.label, method.window) for method in parse_methods("none,gumbel,coupled@16", 32)]
+    [('none', 0), ('gumbel', 32), ('coupled@16', 16)]
+    >>> [method.label for method in parse_methods("none,gumbel", 32, windows=[8, 64])]
+    ['none', 'gumbel@8', 'gumbel@64']
     """
     methods: list[Method] = []
     for part in (part.strip() for part in text.split(",")):

@@ -41,7 +41,11 @@ def picture_statistics(grammar: ImageGrammar, token_ids: Sequence[int]) -> dict[
 
 
 def swap_test(differences: _FloatArray, seed: int = 0) -> float:
-    """p-value of mean(differences) = 0 under random signs; differences [P], one a pair. 1 where all are 0."""
+    """p-value of mean(differences) = 0 under random signs; differences [P], one a pair. 1 where all are 0.
+
+    >>> swap_test(np.zeros(8)), swap_test(np.ones(30)) < 0.001
+    (1.0, True)
+    """
     signs = _signs(len(differences), seed)
     observed = abs(differences.sum())
     swapped = np.abs(signs @ differences)
