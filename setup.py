@@ -41,10 +41,13 @@ setup(
         "gpu": ["vllm==0.32.*"],
         "server": ["fastapi", "python-multipart", "uvicorn"],
         "ray": ["ray[serve]>=2.60"],
+        "eval": ["matplotlib", "torchmetrics", "torch-fidelity"],
         "xformers": ["xformers>=0.0.35; sys_platform == 'linux'"],
         "dev": [
+            "build",
             "hypothesis",
             "matplotlib",
+            "mkdocs-material",
             "mypy",
             "playwright",
             "pytest",
@@ -52,6 +55,8 @@ setup(
             "ruff",
             "schemathesis",
             "scipy",
+            "torchmetrics",
+            "wheel",
         ],
     },
     entry_points={

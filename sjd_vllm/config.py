@@ -34,7 +34,11 @@ class ConfigError(ValueError):
 
 
 def nearest_name(given: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the closest of the known names, else an empty string."""
+    """`` Did you mean 'x'?`` for the closest of the known names, else an empty string.
+
+    >>> nearest_name("couple", REDRAFT_NAMES), nearest_name("xyz", REDRAFT_NAMES)
+    (" Did you mean 'coupled'?", '')
+    """
     match = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
     return f" Did you mean {match[0]!r}?" if match else ""
 

@@ -1,7 +1,8 @@
 """The command `sjd-vllm`.
 
 Exit codes: 0 done; 1 something failed while running; 2 bad input, told in one line; 130 interrupted.
-Nothing heavy is imported until the arguments have been checked.
+Nothing heavy is imported until the arguments have been checked. This module stands above all folders: it knows every
+command, and nothing imports it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from sjd_vllm import __version__
 from sjd_vllm.config import ConfigError, check_int
+from sjd_vllm.evaluation import eval_command, report_command
 from sjd_vllm.images import bench_command, check_command, generate_command, serve_command
 from sjd_vllm.images.flags import Parser
 
@@ -58,6 +60,14 @@ def _parser() -> Parser:
     _add(
         commands, "bench", "plain vLLM and SJD side by side on this machine", bench_command.add_flags, bench_command.run
     )
+    _add(
+        commands,
+        "eval",
+        "all methods on a suite of prompts, and tests of them",
+        eval_command.add_flags,
+        eval_command.run,
+    )
+    _add(commands, "report", "a page about runs of eval", report_command.add_flags, report_command.run)
     _add(commands, "serve", "vLLM's own server with SJD and the images API", serve_command.add_flags, serve_command.run)
     _add(
         commands, "check", "what a checkpoint is, and what is wrong with it", check_command.add_flags, check_command.run
@@ -80,7 +90,9 @@ def _add(
 
 
 def _no_command(args: argparse.Namespace) -> int:
-    raise ConfigError("command", f"say what to do: generate, bench, serve, check, demo-path or demo-prompts. {_HELP}")
+    raise ConfigError(
+        "command", f"say what to do: generate, bench, eval, report, serve, check, demo-path or demo-prompts. {_HELP}"
+    )
 
 
 def _demo_path(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class DecodedPicture:
 
     token_ids: list[int]
     started: float
-    num_steps: int = 0
+    tokens_by_step: list[int] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -154,8 +154,9 @@ def _record(picture: DecodedPicture, request: PictureRequest, output: Any) -> No
     if output.finished:
         picture.seconds = time.perf_counter() - picture.started
         metrics = completion.spec_decode_metrics
-        # Every forward that gives tokens gives one more than the drafts it accepted.
-        picture.num_steps = request.num_new_tokens - sum(metrics.per_step_accepted if metrics else ())
+        # A forward gives one more than the drafts it accepted.
+        accepted = metrics.per_step_accepted if metrics else [0] * request.num_new_tokens
+        picture.tokens_by_step = [count + 1 for count in accepted]
 
 
 def _kv_cache_bytes(family: ImageFamily, num_sequences: int, max_model_len: int) -> int:

@@ -31,6 +31,7 @@ class ImagePipeline:
         num_speculative_tokens: draft tokens in the window, 0 to 128; a request may ask for fewer.
         redraft: how drafts are refreshed, one of `sjd_vllm.config.REDRAFT_NAMES`.
         first_guess: how new drafts are made, one of `sjd_vllm.config.FIRST_GUESS_NAMES`.
+        reuse_threshold: of the redrafts `reuse` and `reuse_biased`.
         max_batch_size: pictures decoded at once.
         engine_args: anything else that `vllm.EngineArgs` takes, for example dtype or tensor_parallel_size.
 
@@ -47,6 +48,7 @@ class ImagePipeline:
         num_speculative_tokens: int | None = None,
         redraft: str | None = None,
         first_guess: str | None = None,
+        reuse_threshold: float | None = None,
         max_batch_size: int = 8,
         **engine_args: Any,
     ) -> None:
@@ -55,6 +57,7 @@ class ImagePipeline:
             "num_speculative_tokens": num_speculative_tokens,
             "redraft": redraft,
             "first_guess": first_guess,
+            "reuse_threshold": reuse_threshold,
         }
         self.config = SJDConfig.from_mapping({name: value for name, value in given.items() if value is not None})
         self.model = _checkpoint(model)
@@ -175,7 +178,11 @@ class ImagePipeline:
         seconds = time.perf_counter() - started
         pictures = [
             Picture(
-                request, Image.fromarray(pixels[index].result().pixels), done.token_ids, done.num_steps, done.seconds
+                request,
+                Image.fromarray(pixels[index].result().pixels),
+                done.token_ids,
+                done.tokens_by_step,
+                done.seconds,
             )
             for index, (request, done) in enumerate(zip(requests, decoded, strict=True))
         ]
