@@ -1,7 +1,7 @@
 """Tensors of checkpoint files: their headers without their contents, and what is missing or too many among them.
 
-Formats: safetensors, and PyTorch's zip files (.pt, .pth, .bin, .ckpt) as original releases have them. The latter are
-read by PyTorch's unpickler for weights alone, which runs no code of theirs.
+Formats: safetensors, and PyTorch's zip files as original releases have them. Those with a state dict (.pt, .pth, .bin,
+.ckpt) are read by PyTorch's unpickler for weights alone, and TorchScript's (.jit) by ours; neither runs code of theirs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from sjd_vllm.models.torchscript import read_torchscript
 
 Shape = tuple[int, ...]
 
@@ -69,6 +71,8 @@ def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape], *, su
 
 def _unpickled(file: Path, *, device: str) -> dict[str, Tensor]:
     """The state dict in a file, which may stand under a key of its own, as training code leaves it."""
+    if file.suffix == ".jit":
+        return read_torchscript(file, device=device)
     content: Any = torch.load(file, map_location=device, weights_only=True, mmap=True)
     for key in ("model", "state_dict", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
