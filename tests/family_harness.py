@@ -81,7 +81,9 @@ def check_window_logits(
     """
     ids = torch.as_tensor(family.grammar(size).token_ids if columns is None else columns)
     with recorded_windows(running, monkeypatch) as seen:
-        running.generate([family.prompt_token_ids(prompt, size)], [picture_params(family, size, prompt, temperature=1, seed=3)])
+        running.generate(
+            [family.prompt_token_ids(prompt, size)], [picture_params(family, size, prompt, temperature=1, seed=3)]
+        )
     assert seen[0][1] == 0, "the first row is the prompt's own"
     assert max(num_drafts for _, num_drafts, _ in seen) >= 4
     for tokens, num_drafts, logits in seen:

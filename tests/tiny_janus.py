@@ -14,7 +14,11 @@ from torch import Tensor
 from transformers import JanusConfig, JanusForConditionalGeneration
 
 HEAD_DIM = 32
-BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+BOS, EOS, PAD = (
+    "<\uff5cbegin\u2581of\u2581sentence\uff5c>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "<\uff5c\u2581pad\u2581\uff5c>",
+)
 SPECIALS = (BOS, EOS, PAD, "<begin_of_image>", "<end_of_image>", "<image_placeholder>")
 PRO_ROLES = ("<|User|>", "<|Assistant|>")
 WORDS = ("a", "red", "blue", "house", "lake", "at", "night", ":", "User", "Assistant")
@@ -60,8 +64,8 @@ def make_model(*, vq: dict[str, Any], image_size: int, is_tied: bool = False, se
         torch.manual_seed(seed)
         model = JanusForConditionalGeneration(config).float().eval()
         with torch.no_grad():
-            for part in (model.model.generation_embeddings, model.model.generation_aligner, model.model.generation_head):
-                for parameter in part.parameters():
+            for name in ("generation_embeddings", "generation_aligner", "generation_head"):
+                for parameter in getattr(model.model, name).parameters():
                     parameter.normal_(std=0.3)
     return model
 

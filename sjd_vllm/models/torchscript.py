@@ -1,8 +1,8 @@
 """Tensors of a TorchScript archive, read without TorchScript.
 
 `torch.jit.load` compiles the archive's code and may run it. The tensors need none of it: the archive is a zip whose
-`data.pkl` describes a tree of modules and where in the zip each tensor's numbers lie. That description is read here by an
-unpickler that knows tensors and containers, makes inert objects of all that has code, and refuses the rest.
+`data.pkl` describes a tree of modules and where in the zip each tensor's numbers lie. That description is read here by
+an unpickler that knows tensors and containers, makes inert objects of all that has code, and refuses the rest.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_torchscript(file: Path, *, device: str = "cpu") -> dict[str, Tensor]:
             if not isinstance(root, _Module):
                 raise ValueError("it holds no module")
             return dict(_tensors(root, ""))
-    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # a damaged description may fail anywhere
         raise ValueError(f"{file.name} is not a TorchScript archive that can be read: {error}") from error
 
 
@@ -83,6 +83,8 @@ class _Unpickler(pickle.Unpickler):
             return OrderedDict
         if module == "torch" and name in _DTYPE_OF_STORAGE:
             return name
+        if (module, name) == ("torch.jit._pickle", "restore_type_tag"):
+            return _untagged
         if module == "torch.jit._pickle" and name.startswith("build_"):
             return list
         raise pickle.UnpicklingError(f"it names {module}.{name}")
@@ -104,6 +106,11 @@ class _Unpickler(pickle.Unpickler):
 def _tensor(flat: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
     """A view of a storage; as_strided raises RuntimeError where the storage is too short for it."""
     return flat.as_strided(size, stride, offset)
+
+
+def _untagged(value: Any, _: str) -> Any:
+    """A container, which the archive names the type of."""
+    return value
 
 
 def _tensors(module: _Module, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -13,7 +13,7 @@ import torch
 from engine_harness import Engine, engine, guided, sampling
 from family_harness import check_greedy_picture, check_law, check_two_ranks, check_window_logits, picture_params
 from safetensors.torch import load_file, save_file
-from tiny_janus import SMALL_VQ, TEXT_VOCAB, VQ_16, Reference, make_model, write_converted, write_original
+from tiny_janus import BOS, PAD, SMALL_VQ, TEXT_VOCAB, VQ_16, Reference, make_model, write_converted, write_original
 
 from sjd_vllm.images.request import ImageRequest
 from sjd_vllm.models.family import ImageFamily
@@ -106,10 +106,10 @@ def test_prompts(family: ImageFamily, original: Path, tmp_path: Path) -> None:
     """bos, the template, begin of image; all that is between is padded in the unconditional prompt."""
     size = family.sizes[0]
     tokens = json.loads((original / "tokenizer.json").read_text())["model"]["vocab"]
-    words = ["<｜begin▁of▁sentence｜>", "<|User|>", ":", "a", "lake", "<|Assistant|>", ":", "<begin_of_image>"]
+    words = [BOS, "<|User|>", ":", "a", "lake", "<|Assistant|>", ":", "<begin_of_image>"]
     prompt = family.prompt_token_ids(" a lake\n", size)
     assert prompt == [tokens[word] for word in words]
-    assert family.unconditional_token_ids(prompt, size) == [prompt[0], *[tokens["<｜▁pad▁｜>"]] * 6, prompt[-1]]
+    assert family.unconditional_token_ids(prompt, size) == [prompt[0], *[tokens[PAD]] * 6, prompt[-1]]
     (picture,) = ImageRequest("a lake").pictures(family, 256)
     assert picture.prompt_token_ids == prompt
     assert list(picture.sjd.negative_prompt_token_ids) == family.unconditional_token_ids(prompt, size)
@@ -118,7 +118,7 @@ def test_prompts(family: ImageFamily, original: Path, tmp_path: Path) -> None:
 
     first = write_original(tmp_path / "Janus-1.3B", make_model(vq=VQ_16, image_size=64), is_pro=False)
     tokens = json.loads((first / "tokenizer.json").read_text())["model"]["vocab"]
-    words = ["<｜begin▁of▁sentence｜>", "User", ":", "a", "lake", "Assistant", ":", "<begin_of_image>"]
+    words = [BOS, "User", ":", "a", "lake", "Assistant", ":", "<begin_of_image>"]
     assert family_of(first).prompt_token_ids("a lake", size) == [tokens[word] for word in words]
 
 

@@ -2,8 +2,8 @@
 
 Layouts: DeepSeek's own release (model_type "multi_modality") and the Hugging Face conversion (model_type "janus").
 
-A picture's codes have ids of their own, from 0, which text has too. Here code c has the virtual id `text_vocab_size` + c,
-so the vocabulary that the engine sees is the text's and the codebook's, one after the other.
+A picture's codes have ids of their own, from 0, which text has too. Here code c has the virtual id
+`text_vocab_size` + c, so the vocabulary that the engine sees is the text's and the codebook's, one after the other.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class JanusShape:
     @property
     def grid(self) -> int:
         """Codes of a picture's side: one for as many pixels as the VQ encoder halves its map."""
-        return self.image_size // 2 ** (len(self.vq["channel_multiplier"]) - 1)
+        halvings = len(self.vq["channel_multiplier"]) - 1
+        return self.image_size >> halvings
 
 
 def is_janus(config: dict[str, Any]) -> bool:
@@ -131,7 +132,7 @@ def _converted_shape(path: Path, config: dict[str, Any]) -> JanusShape:
     from transformers import JanusConfig
 
     janus = JanusConfig(**config)
-    # A conversion says nothing, and newer releases of Transformers then take the heads for tied, which DeepSeek's are not.
+    # Where a conversion says nothing, Transformers 5 takes the heads for tied, which DeepSeek's are not.
     is_tied = janus.tie_word_embeddings or janus.text_config.tie_word_embeddings
     has_lm_head = not is_tied or "lm_head.weight" in tensor_shapes(weight_files(path))
     vq = janus.vq_config
@@ -156,7 +157,7 @@ def _text_fields(text: Any, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def begin_of_image_id(path: Path) -> int:
-    """The id of the token that a picture's codes follow. Raises ValueError where tokenizer.json is missing or lacks it."""
+    """The id of the token that a picture's codes follow. Raises ValueError where tokenizer.json lacks it."""
     ids = token_ids(path)
     if BEGIN_OF_IMAGE not in ids:
         raise ValueError(f"{path / 'tokenizer.json'} has no token {BEGIN_OF_IMAGE!r}")
@@ -196,7 +197,7 @@ def register_config_format() -> str:
         get_config_parser(CONFIG_FORMAT)
     except ValueError:
 
-        class JanusConfigParser(ConfigParserBase):
+        class JanusConfigParser(ConfigParserBase):  # type: ignore[misc]
             def parse(self, model: str | Path, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
                 path = Path(model)
                 config = json.loads((path / "config.json").read_text())

@@ -1,13 +1,14 @@
 """Janus for vLLM: a Llama whose rows are embedded and scored by what they hold, text or a code of a picture.
 
-Ids below `text_vocab_size` are text; `text_vocab_size` + c is code c. Text is embedded by the language model's table, a
-code by `gen_embed` and the MLP behind it. A row is scored by the generation head where a code must follow, that is after
-<begin_of_image> and after a code, and by the text head everywhere else; the columns of the other vocabulary are -inf.
+Ids below `text_vocab_size` are text; `text_vocab_size` + c is code c. Text is embedded by the language model's table,
+a code by `gen_embed` and the MLP behind it. A row is scored by the generation head where a code must follow, that is
+after <begin_of_image> and after a code, and by the text head everywhere else; the columns of the other vocabulary are
+-inf.
 
-Which head a row needs follows from the row's own input id, and nothing else. `forward` hands it on as one more column of
-the hidden states, 1 or 0, because vLLM passes `compute_logits` the chosen rows of the hidden states alone. So the choice
-travels with the row: windows of drafts, chunks of a prompt, mixed batches, CUDA graphs and ranks need no state here. A
-head that no row needs is not computed, which costs one number read from the device in a step.
+Which head a row needs follows from the row's own input id, and nothing else. `forward` hands it on as one more column
+of the hidden states, 1 or 0, because vLLM passes `compute_logits` the chosen rows of the hidden states alone. So the
+choice travels with the row: windows of drafts, chunks of a prompt, mixed batches, CUDA graphs and ranks need no state
+here. A head that no row needs is not computed, which costs one number read from the device in a step.
 
 The parts that understand pictures (SigLIP and its aligner) are not loaded.
 """
@@ -89,7 +90,7 @@ class GenerationHead(nn.Module):
         return logits
 
 
-class JanusForImageGeneration(nn.Module, SupportsQuant):
+class JanusForImageGeneration(nn.Module, SupportsQuant):  # type: ignore[misc]
     """The served model; its config is made by `sjd_vllm.models.janus.config.served_config`."""
 
     packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
@@ -120,7 +121,7 @@ class JanusForImageGeneration(nn.Module, SupportsQuant):
         self.logits_processor = LogitsProcessor(self.shape.text_vocab_size)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """Text and codes: [N] -> [N, hidden]. Both embeddings are made for every row, so that graphs can be captured."""
+        """Text and codes: [N] -> [N, hidden]. Every row is embedded both ways, so that graphs can be captured."""
         codes = input_ids - self.shape.text_vocab_size
         text = self.model.embed_input_ids(input_ids.clamp(max=self.shape.text_vocab_size - 1))
         image = self.gen_aligner(self.gen_embed(codes.clamp(min=0)))

@@ -1,8 +1,8 @@
 """Prompt template of Janus, and its unconditional prompt.
 
-Source: deepseek-ai/Janus, generation_inference.py and README.md ("Text-to-Image Generation"); the template "deepseek" of
-janus/utils/conversation.py: ``role: message\\n\\nrole:``, without a system prompt, and the begin-of-image tag behind it.
-The roles are "<|User|>" and "<|Assistant|>" in Janus-Pro's examples, "User" and "Assistant" in those of Janus-1.3B.
+Source: deepseek-ai/Janus, generation_inference.py and README.md ("Text-to-Image Generation"); the template "deepseek"
+of janus/utils/conversation.py: ``role: message\\n\\nrole:``, without a system prompt, and the begin-of-image tag behind
+it. The roles are "<|User|>" and "<|Assistant|>" in Janus-Pro's examples, "User" and "Assistant" in those of Janus-1.3B.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from sjd_vllm.models.janus.config import BEGIN_OF_IMAGE
 
 _PRO_ROLES = ("<|User|>", "<|Assistant|>")
 _FIRST_ROLES = ("User", "Assistant")
-_PAD = "<｜▁pad▁｜>"  # VLChatProcessor's pad_tag
-_BOS = "<｜begin▁of▁sentence｜>"
+_PAD = "<\uff5c\u2581pad\u2581\uff5c>"  # VLChatProcessor's pad_tag
+_BOS = "<\uff5cbegin\u2581of\u2581sentence\uff5c>"
 
 
 class JanusPrompts:
@@ -42,7 +42,7 @@ class JanusPrompts:
         return [*self._bos, *ids]
 
     def unconditional(self, conditional: list[int]) -> list[int]:
-        """All tokens but the first and the last of a conditional prompt replaced by padding, so its length is the same."""
+        """A conditional prompt with padding for all tokens but the first and the last; its length is the same."""
         return [conditional[0], *[self._pad] * (len(conditional) - 2), conditional[-1]]
 
     def _id(self, token: str) -> int:

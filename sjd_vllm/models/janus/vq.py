@@ -1,7 +1,7 @@
 """The VQ autoencoder of Janus: Transformers' modules, with the weights of either published layout.
 
-Codes are compared and decoded as unit vectors (janus/models/vq_model.py, `codebook_l2_norm`). Transformers' own `encode`
-leaves that out, so the nearest code is found here.
+Codes are compared and decoded as unit vectors (janus/models/vq_model.py, `codebook_l2_norm`). Transformers' own
+`encode` leaves that out, so the nearest code is found here.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from sjd_vllm.models.tensors import Shape, read_tensors
 _PICTURES_AT_ONCE = 4  # a map of one picture at full size takes 75 MB in float32
 
 
-class FusedAttnBlock(JanusVQVAEAttnBlock):
+class FusedAttnBlock(JanusVQVAEAttnBlock):  # type: ignore[misc]
     """The same attention over all positions of a map, without a matrix of scores."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         normed = self.norm(hidden_states)
         query, key, value = (layer(normed).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
         attended = pixel_attention(query, key, value).transpose(1, 2).reshape(hidden_states.shape)
-        return hidden_states + self.proj_out(attended)
+        out: Tensor = hidden_states + self.proj_out(attended)
+        return out
 
 
 class JanusVQ:
@@ -45,8 +46,7 @@ class JanusVQ:
         self._model = _empty(shape)
         own_name = {tensor.name: name for name, tensor in vq_tensors(shape, _shapes(self._model)).items()}
         weights = {
-            own_name[name]: tensor.float()
-            for name, tensor in read_tensors(weight_files(checkpoint), own_name.keys())
+            own_name[name]: tensor.float() for name, tensor in read_tensors(weight_files(checkpoint), own_name.keys())
         }
         self._model.load_state_dict(weights, assign=True)
         for module in self._model.modules():
@@ -57,7 +57,7 @@ class JanusVQ:
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
         """Codes long [B, rows, columns], any number of rows -> pixels [B, 3, height, width], about [-1, 1]."""
-        return torch.cat([self._decode(few) for few in codes.split(_PICTURES_AT_ONCE)])
+        return torch.cat([self._decode(few) for few in torch.split(codes, _PICTURES_AT_ONCE)])
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

@@ -32,8 +32,8 @@ _SIDES = (1024, 768, 512, 256)  # generate.py, --image-size
 class SimpleARFamily(ImageFamily):
     """Sizes are told to the model by the number of codes alone.
 
-    Defaults: temperature 1, guidance 6, and a top-k of all 64000 codes (wdrink/SimpleAR, generate.py). Its guidance mixes
-    log-probabilities, which is the same distribution.
+    Defaults: temperature 1, guidance 6, and a top-k of all 64000 codes (wdrink/SimpleAR, generate.py). Its guidance
+    mixes log-probabilities, which is the same distribution.
     """
 
     name = "simplear"
@@ -51,11 +51,13 @@ class SimpleARFamily(ImageFamily):
         self._first_code = self.shape.vocab_size - self._cosmos.num_codes
         if self._first_code <= 0:
             raise ValueError(
-                f"config.json says vocab_size {self.shape.vocab_size}, which has no room for {self._cosmos.num_codes} codes"
+                f"config.json says vocab_size {self.shape.vocab_size}: no room for {self._cosmos.num_codes} codes"
             )
         sides = [side for side in _SIDES if (side // PIXELS_PER_CODE) ** 2 < self.shape.max_positions]
         if not sides:
-            raise ValueError(f"config.json says max_position_embeddings {self.shape.max_positions}: too few for a picture")
+            raise ValueError(
+                f"config.json says max_position_embeddings {self.shape.max_positions}: too few for a picture"
+            )
         self.sizes = tuple(ImageSize(side, side) for side in sides)
         self._grammars: dict[ImageSize, ImageGrammar] = {}
 
@@ -125,8 +127,9 @@ class SimpleARFamily(ImageFamily):
 def _cosmos_shape(config: dict[str, Any]) -> CosmosShape:
     """The published decoder's, or what config.json says under "sjd", "pixel_decoder"."""
     given = (config.get("sjd") or {}).get("pixel_decoder") or {}
+    sizes: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     try:
-        return CosmosShape(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        return CosmosShape(**sizes)
     except TypeError as error:
         raise ValueError(f"config.json says what no pixel decoder has: {error}") from error
 

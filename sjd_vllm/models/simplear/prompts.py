@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 _POSITIVE = "A highly realistic image of "
 _NEGATIVE = "An image of "
 _BAD = (
-    "aerial view, overexposed, low quality, deformation, a poor composition, bad hands, bad teeth, bad eyes, bad limbs, "
-    "distortion"
+    "aerial view, overexposed, low quality, deformation, a poor composition, bad hands, bad teeth, bad eyes, "
+    "bad limbs, distortion"
 )
 
 
@@ -32,7 +32,7 @@ class SimpleARPrompts:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
         if len(self._tokenizer) != num_text_ids:
             raise ValueError(
-                f"the tokenizer has {len(self._tokenizer)} tokens; the vocabulary without the codebook has {num_text_ids}"
+                f"the tokenizer has {len(self._tokenizer)} tokens; the vocabulary without codes has {num_text_ids}"
             )
 
     def conditional(self, prompt: str) -> list[int]:

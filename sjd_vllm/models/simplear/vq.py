@@ -2,9 +2,9 @@
 
 It is a decoder of videos (cosmos_tokenizer/modules/layers3d.py, `DecoderFactorized`), and SimpleAR's pictures are
 videos of one frame. Convolutions over time look back, and before the first frame they see that frame again; with one
-frame that is the sum of their kernel over time, so each is a convolution over space here, and its weights are summed when
-they are loaded. Nothing is upsampled in time, attention over time has one position to look at, and of the frames that the
-inverse wavelet transform unfolds the last is kept.
+frame that is the sum of their kernel over time, so each is a convolution over space here, and its weights are summed
+when they are loaded. Nothing is upsampled in time, attention over time has one position to look at, and of the frames
+that the inverse wavelet transform unfolds the last is kept.
 
 Parameters have the published names. Shapes: B pictures, C channels, H x W positions.
 """
@@ -104,8 +104,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(F.silu(self.norm1(x)))
         out = self.conv2(F.silu(self.norm2(out)))
-        shortcut: Tensor = self.nin_shortcut(x)
-        return shortcut + out
+        merged: Tensor = self.nin_shortcut(x) + out
+        return merged
 
 
 class SpatialAttention(nn.Module):
@@ -185,7 +185,7 @@ class FrameDecoder(nn.Module):
         self.conv_in = _factorized(shape.z_channels, widths[-1])
         self.mid = Middle(widths[-1])
         coarsest = len(widths) - 1
-        levels = []
+        levels: list[Level] = []
         for index in reversed(range(len(widths))):
             fan_in = widths[min(index + 1, coarsest)]
             # 16 pixels a code are 4 of the wavelets' and two doublings; the second of them has the branch over time
@@ -268,7 +268,7 @@ class CosmosDecoder(nn.Module):
 
         One picture after the other: at 1024 x 1024 the maps of one take a gigabyte.
         """
-        return torch.cat([self._decode(one) for one in codes.split(1)])
+        return torch.cat([self._decode(one) for one in torch.split(codes, 1)])
 
     def vectors(self, codes: Tensor) -> Tensor:
         """The numbers that a code's index stands for, each between -1 and 1: [..., levels] (quantizers.py, FSQ)."""
@@ -278,4 +278,3 @@ class CosmosDecoder(nn.Module):
     def _decode(self, codes: Tensor) -> Tensor:
         out: Tensor = self.decoder(self.post_quant_conv(self.vectors(codes).movedim(-1, 1)))
         return out
-
