@@ -154,11 +154,11 @@ class InverseQuantizer(nn.Module):
         super().__init__()
         self.quantizer = nn.Module()
         self.quantizer.register_buffer("_levels", torch.tensor(levels), persistent=False)
-        basis = [math.prod(levels[:index]) for index in range(len(levels))]
-        self.quantizer.register_buffer("_basis", torch.tensor(basis), persistent=False)
+        self.basis = [math.prod(levels[:index]) for index in range(len(levels))]
+        self.quantizer.register_buffer("_basis", torch.tensor(self.basis), persistent=False)
 
     def forward(self, indices: Tensor) -> Tensor:
-        digits = torch.stack([indices // base for base in self.quantizer._basis], dim=1)
+        digits = torch.stack([indices // base for base in self.basis], dim=1)
         levels = self.quantizer._levels.view(1, -1, 1, 1, 1)
         return (digits % levels - levels // 2) / (levels // 2)
 

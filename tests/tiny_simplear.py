@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from reference_simplear import ReferenceDecoder
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 HEAD_DIM = 32
 LEVELS = (4, 4, 3)
 CHANNELS = 8
 SPECIALS = ("<|endoftext|>", "<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>")
-WORDS = ("A", "highly", "realistic", "image", "of", "An", "aerial", "view", "red", "house", "night", ",", "<unk>")
+VOCABULARY = (SPECIALS[0], *sorted(ByteLevel.alphabet()), *SPECIALS[1:])  # Qwen2's bytes, without its merges
 
 
 def make_decoder() -> ReferenceDecoder:
@@ -31,10 +30,9 @@ def make_decoder() -> ReferenceDecoder:
 
 def make_tiny_simplear(path: Path, *, architecture: str = "SimpARForCausalLM", is_tied: bool = True) -> Path:
     """Codes 16 x 16 of 256 x 256 pixels, the smallest of the sizes."""
-    ids = {token: index for index, token in enumerate([*SPECIALS, *WORDS])}
     hidden = 2 * HEAD_DIM
     config = Qwen2Config(
-        vocab_size=len(ids) + 48,
+        vocab_size=len(VOCABULARY) + 48,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=2,
@@ -50,14 +48,9 @@ def make_tiny_simplear(path: Path, *, architecture: str = "SimpARForCausalLM", i
         torch.manual_seed(0)
         model: Any = Qwen2ForCausalLM(config).float()
     model.save_pretrained(path)
-    tokenizer: Any = Tokenizer(WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIALS[1:]),
-    ).save_pretrained(path)
+    tokenizer = Qwen2Tokenizer(vocab={token: index for index, token in enumerate(VOCABULARY[:-7])}, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIALS[1:])})
+    tokenizer.save_pretrained(path)
     content = json.loads((path / "config.json").read_text())
     content["architectures"] = [architecture]
     content["sjd"] = {"pixel_decoder": {"levels": LEVELS, "channels": CHANNELS}}

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sjd_vllm.models.checkpoint_files import weight_files
+from sjd_vllm.models.config_format import register_config_format
 from sjd_vllm.models.tensors import tensor_shapes
 
 ARCHITECTURE = "SJDJanusForImageGeneration"
-CONFIG_FORMAT = "sjd_janus"
 BEGIN_OF_IMAGE = "<begin_of_image>"  # VLChatProcessor's image_start_tag; janus/models/processing_vlm.py
 
 # The authors' class VQ-16, which takes nothing from the config (modeling_vlm.py: `gen_vision_cls()`); vq_model.py.
@@ -188,20 +188,13 @@ def served_config(path: Path, config: dict[str, Any]) -> Any:
     )
 
 
-def register_config_format() -> str:
-    """Tell vLLM, in this process, how the config of a Janus is read; returns the name of that format."""
-    from vllm.transformers_utils.config import get_config_parser, register_config_parser
-    from vllm.transformers_utils.config_parser_base import ConfigParserBase
+def register() -> str:
+    """Tell vLLM and Transformers, in this process, how a config of Janus is read; returns the name of that format."""
+    from transformers import AutoConfig, PreTrainedConfig
 
-    try:
-        get_config_parser(CONFIG_FORMAT)
-    except ValueError:
+    class MultiModalityConfig(PreTrainedConfig):  # type: ignore[misc]
+        model_type = "multi_modality"
 
-        class JanusConfigParser(ConfigParserBase):  # type: ignore[misc]
-            def parse(self, model: str | Path, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
-                path = Path(model)
-                config = json.loads((path / "config.json").read_text())
-                return config, served_config(path, config)
-
-        register_config_parser(CONFIG_FORMAT)(JanusConfigParser)
-    return CONFIG_FORMAT
+    # vLLM asks Transformers for the config once more where it loads a tokenizer
+    AutoConfig.register("multi_modality", MultiModalityConfig, exist_ok=True)
+    return register_config_format("sjd_janus", served_config)

@@ -18,8 +18,8 @@ from torch import Tensor
 from sjd_vllm.models.checkpoint_files import weight_files
 from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
-from sjd_vllm.models.janus.config import ARCHITECTURE, is_janus, janus_shape, register_config_format
-from sjd_vllm.models.janus.names import known_names, language_tensors, unused_names, vq_tensors
+from sjd_vllm.models.janus.config import ARCHITECTURE, is_janus, janus_shape, register
+from sjd_vllm.models.janus.names import is_known, language_tensors, unused_names, vq_tensors
 from sjd_vllm.models.tensors import differences, tensor_shapes
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class JanusFamily(ImageFamily):
     @property
     def engine_args(self) -> Mapping[str, Any]:  # type: ignore[override]
         """The format of the config; asking for it makes the format known to vLLM in this process."""
-        return {"config_format": register_config_format()}
+        return {"config_format": register()}
 
     @cached_property
     def _prompts(self) -> JanusPrompts:
@@ -109,7 +109,7 @@ class JanusFamily(ImageFamily):
             shapes = tensor_shapes(files)
         except ValueError as error:
             return [str(error)]
-        found = {name: shapes[name] for name in known_names(shapes)}
+        found = {name: shape for name, shape in shapes.items() if is_known(name)}
         out = differences({one.name: one.shape for one in tensors}, found, surplus=unused_names(self._shape))
         try:
             self._prompts.unconditional(self._prompts.conditional(""))

@@ -32,8 +32,8 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
 from vllm.sequence import IntermediateTensors
 
 from sjd_vllm.models.janus.config import JanusShape
-from sjd_vllm.models.janus.names import known_names, language_tensors, unused_names
-from sjd_vllm.models.tensors import differences
+from sjd_vllm.models.janus.names import is_known, language_tensors, unused_names, vq_prefix
+from sjd_vllm.models.llama_weights import load_checked
 
 
 class CodeAligner(nn.Module):
@@ -172,23 +172,14 @@ class JanusForImageGeneration(nn.Module, SupportsQuant):  # type: ignore[misc]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Either published layout. Raises ValueError that names each tensor that is missing, misshapen or not known."""
-        own_name = {tensor.name: name for name, tensor in language_tensors(self.shape).items()}
-        expected = {tensor.name: tensor.shape for tensor in language_tensors(self.shape).values()}
-        not_loaded = (*unused_names(self.shape), *_VQ_PREFIXES)
-        found: dict[str, tuple[int, ...]] = {}
-
-        def renamed() -> Iterable[tuple[str, Tensor]]:
-            for name, tensor in weights:
-                found[name] = tuple(tensor.shape)
-                if found[name] == expected.get(name):
-                    yield own_name[name], tensor
-
-        loaded: set[str] = AutoWeightsLoader(self).load_weights(renamed())
-        kept = {name: found[name] for name in known_names(found)}
-        problems = differences(expected, kept, surplus=not_loaded)
-        if problems:
-            raise ValueError("the weights are not those of this Janus: " + "; ".join(problems))
-        return loaded
-
-
-_VQ_PREFIXES = ("gen_vision_model.", "model.vqmodel.")  # read by `JanusVQ`, where pixels are decoded
+        tensors = language_tensors(self.shape)
+        own_name = {tensor.name: name for name, tensor in tensors.items()}
+        published = {tensor.name: tensor.shape for tensor in tensors.values()}
+        return load_checked(
+            AutoWeightsLoader(self).load_weights,
+            ((name, tensor) for name, tensor in weights if is_known(name)),
+            {name: tensor.shape for name, tensor in tensors.items()},
+            own_name=lambda name: own_name.get(name, ""),
+            published=lambda *_: published,
+            unused=(*unused_names(self.shape), vq_prefix(self.shape)),  # `JanusVQ` reads the latter
+        )

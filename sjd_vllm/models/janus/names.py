@@ -7,10 +7,10 @@ models/janus/convert_janus_weights_to_hf.py for how they were converted.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sjd_vllm.models.janus.config import JanusShape
+from sjd_vllm.models.llama_weights import llama_shapes
 from sjd_vllm.models.tensors import Shape
 
 # Parts that understand pictures, and are not served; the counter of codes that training kept.
@@ -34,40 +34,23 @@ def unused_names(shape: JanusShape) -> tuple[str, ...]:
     return _UNUSED[shape.is_original]
 
 
-def known_names(names: Iterable[str]) -> Iterator[str]:
-    """Those names that say something: rotary frequencies, which old releases of Transformers saved, are left out."""
-    return (name for name in names if not name.endswith(".rotary_emb.inv_freq"))
+def is_known(name: str) -> bool:
+    """Whether a tensor says anything; rotary frequencies, which old releases of Transformers saved, do not."""
+    return not name.endswith(".rotary_emb.inv_freq")
+
+
+def vq_prefix(shape: JanusShape) -> str:
+    """What the names of the VQ autoencoder's tensors begin with."""
+    return _VQ_PREFIX[shape.is_original]
 
 
 def language_tensors(shape: JanusShape) -> dict[str, Published]:
     """What `JanusForImageGeneration` reads: its own parameter name (unmerged) -> the published one."""
-    is_original = shape.is_original
-    hidden, text = shape.hidden_size, shape.text
-    model = "language_model.model." if is_original else "model.language_model."
-    heads, kv_heads = text["num_attention_heads"], text.get("num_key_value_heads") or text["num_attention_heads"]
-    head_dim = text.get("head_dim") or hidden // heads
-    mlp = text["intermediate_size"]
-    layer: dict[str, Shape] = {
-        "input_layernorm.weight": (hidden,),
-        "self_attn.q_proj.weight": (heads * head_dim, hidden),
-        "self_attn.k_proj.weight": (kv_heads * head_dim, hidden),
-        "self_attn.v_proj.weight": (kv_heads * head_dim, hidden),
-        "self_attn.o_proj.weight": (hidden, heads * head_dim),
-        "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate_proj.weight": (mlp, hidden),
-        "mlp.up_proj.weight": (mlp, hidden),
-        "mlp.down_proj.weight": (hidden, mlp),
-    }
+    is_original, hidden = shape.is_original, shape.hidden_size
     out = {
-        "model.embed_tokens.weight": Published(f"{model}embed_tokens.weight", (shape.text_vocab_size, hidden)),
-        "model.norm.weight": Published(f"{model}norm.weight", (hidden,)),
+        name: Published(_llama_name(name, is_original), tensor)
+        for name, tensor in llama_shapes({**shape.text, "tie_word_embeddings": not shape.has_lm_head}).items()
     }
-    for index in range(text["num_hidden_layers"]):
-        for name, tensor in layer.items():
-            out[f"model.layers.{index}.{name}"] = Published(f"{model}layers.{index}.{name}", tensor)
-    if shape.has_lm_head:
-        name = "language_model.lm_head.weight" if is_original else "lm_head.weight"
-        out["lm_head.weight"] = Published(name, (shape.text_vocab_size, hidden))
     name = "gen_embed.weight" if is_original else "model.generation_embeddings.weight"
     out["gen_embed.weight"] = Published(name, (shape.num_codes, shape.code_dim))
     for index in range(shape.aligner_depth):
@@ -83,11 +66,17 @@ def language_tensors(shape: JanusShape) -> dict[str, Published]:
 
 def vq_tensors(shape: JanusShape, parameters: dict[str, Shape]) -> dict[str, Published]:
     """The autoencoder's parameters by the names that Transformers' JanusVQVAE gives them -> the published ones."""
-    prefix = _VQ_PREFIX[shape.is_original]
+    prefix = vq_prefix(shape)
     return {
         name: Published(prefix + (_original_vq_name(name) if shape.is_original else name), tensor)
         for name, tensor in parameters.items()
     }
+
+
+def _llama_name(name: str, is_original: bool) -> str:
+    if is_original:
+        return f"language_model.{name}"
+    return name.replace("model.", "model.language_model.", 1)
 
 
 def _add_linear(out: dict[str, Published], own: str, published: str, fan_in: int, fan_out: int) -> None:

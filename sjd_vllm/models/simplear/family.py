@@ -18,14 +18,15 @@ import torch
 from sjd_vllm.models.checkpoint_files import weight_files
 from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
+from sjd_vllm.models.simplear.names import language_tensors, unused_names
 from sjd_vllm.models.simplear.vq import PIXELS_PER_CODE, CosmosDecoder, CosmosShape
-from sjd_vllm.models.tensors import Shape, differences, tensor_shapes
+from sjd_vllm.models.tensors import differences, tensor_shapes
 
 if TYPE_CHECKING:
     from sjd_vllm.models.simplear.prompts import SimpleARPrompts
 
 PIXEL_DECODER = "Cosmos-1.0-Tokenizer-DV8x16x16"
-ARCHITECTURES = {"SimpARForCausalLM": "vllm.model_executor.models.qwen2:Qwen2ForCausalLM"}
+ARCHITECTURES = {"SimpARForCausalLM": "sjd_vllm.models.simplear.model:SimpARForCausalLM"}
 _SIDES = (1024, 768, 512, 256)  # generate.py, --image-size
 
 
@@ -106,8 +107,8 @@ class SimpleARFamily(ImageFamily):
         out = [] if files else ["there are no weights (*.safetensors or *.bin)"]
         try:
             if files:
-                tied = ["lm_head.weight"] if self._config.get("tie_word_embeddings") else []
-                out += differences(_language_tensors(self._config), tensor_shapes(files), surplus=tied)
+                expected = language_tensors(self._config)
+                out += differences(expected, tensor_shapes(files), surplus=unused_names(self._config))
             if not self._decoder_file.is_file():
                 out.append(self._missing_decoder())
             else:
@@ -132,17 +133,6 @@ def _cosmos_shape(config: dict[str, Any]) -> CosmosShape:
         return CosmosShape(**sizes)
     except TypeError as error:
         raise ValueError(f"config.json says what no pixel decoder has: {error}") from error
-
-
-def _language_tensors(config: dict[str, Any]) -> dict[str, Shape]:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    with torch.device("meta"):
-        model = Qwen2ForCausalLM(Qwen2Config(**config))
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if config.get("tie_word_embeddings"):
-        del shapes["lm_head.weight"]
-    return shapes
 
 
 def matches(path: Path, config: dict[str, Any]) -> bool:
