@@ -115,7 +115,11 @@ class ImageRequest:
         defaults = family.defaults
         num_tokens = family.grammar(size).num_tokens
         prompt_token_ids = family.prompt_token_ids(self.prompt, size)
-        negative_prompt_token_ids = family.negative_prompt_token_ids(self.negative_prompt, size)
+        negative_prompt_token_ids = (
+            family.negative_prompt_token_ids(self.negative_prompt, size)
+            if self.negative_prompt
+            else family.unconditional_token_ids(prompt_token_ids, size)
+        )
         _check_length("prompt", prompt_token_ids, num_tokens, max_model_len)
         _check_length("negative_prompt", negative_prompt_token_ids, num_tokens, max_model_len)
         given: list[int] = []

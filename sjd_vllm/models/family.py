@@ -109,6 +109,10 @@ class ImageFamily(ABC):
     def negative_prompt_token_ids(self, negative_prompt: str | None, size: ImageSize) -> list[int]:
         """The unconditional prompt; None is the family's own empty one."""
 
+    def unconditional_token_ids(self, prompt_token_ids: list[int], size: ImageSize) -> list[int]:
+        """The unconditional prompt where none is asked for; a family whose own depends on the prompt overrides it."""
+        return self.negative_prompt_token_ids(None, size)
+
     @abstractmethod
     def decode_pixels(self, token_ids: list[list[int]], size: ImageSize) -> Pixels:
         """uint8 [N, height, width, 3] from N pictures' tokens; each must hold the same number of whole rows.
