@@ -32,10 +32,10 @@ LAW_PASS = 1e-4  # p-value; seeds are fixed, so it is one number
 
 
 def picture_params(
-    family: ImageFamily, size: ImageSize, *, temperature: float, guidance_scale: float = 3.0, **kwargs: Any
+    family: ImageFamily, size: ImageSize, prompt: str, *, temperature: float, guidance_scale: float = 3.0, **kwargs: Any
 ) -> Any:
     """SamplingParams of one guided picture, as the front doors make them."""
-    negative = family.negative_prompt_token_ids(None, size)
+    negative = family.unconditional_token_ids(family.prompt_token_ids(prompt, size), size)
     window = kwargs.pop("num_speculative_tokens", None)
     sjd = guided(guidance_scale, negative, image_size=str(size))
     if window is not None:
@@ -81,7 +81,9 @@ def check_window_logits(
     """
     ids = torch.as_tensor(family.grammar(size).token_ids if columns is None else columns)
     with recorded_windows(running, monkeypatch) as seen:
-        running.generate([family.prompt_token_ids(prompt, size)], [picture_params(family, size, temperature=1, seed=3)])
+        running.generate(
+            [family.prompt_token_ids(prompt, size)], [picture_params(family, size, prompt, temperature=1, seed=3)]
+        )
     assert seen[0][1] == 0, "the first row is the prompt's own"
     assert max(num_drafts for _, num_drafts, _ in seen) >= 4
     for tokens, num_drafts, logits in seen:
@@ -97,7 +99,8 @@ def reference_picture(
 ) -> list[int]:
     """Plain guided greedy decoding of a whole picture, one token a forward."""
     grammar = family.grammar(size)
-    cond, uncond = family.prompt_token_ids(prompt, size), family.negative_prompt_token_ids(None, size)
+    cond = family.prompt_token_ids(prompt, size)
+    uncond = family.unconditional_token_ids(cond, size)
     out: list[int] = []
     for position in range(grammar.num_tokens):
         legal = grammar.token_ids[grammar.legal_sets[grammar.set_of_position[position]]]
@@ -121,7 +124,9 @@ def check_greedy_picture(
     """A whole guided picture at temperature 0 equals the reference loop token for token; returns its tokens."""
     expected = reference_picture(reference, family, size, prompt, guidance_scale)
     params = [
-        picture_params(family, size, temperature=0, guidance_scale=guidance_scale, num_speculative_tokens=window)
+        picture_params(
+            family, size, prompt, temperature=0, guidance_scale=guidance_scale, num_speculative_tokens=window
+        )
         for window in windows
     ]
     outputs = running.generate([family.prompt_token_ids(prompt, size)] * len(windows), params)
@@ -149,7 +154,8 @@ def check_law(
     grammar = family.grammar(size)
     codes = grammar.token_ids[grammar.code_of_column >= 0]
     allowed = codes[:: max(1, len(codes) // 4)][:4].tolist()
-    cond, uncond = family.prompt_token_ids(prompt, size), family.negative_prompt_token_ids(None, size)
+    cond = family.prompt_token_ids(prompt, size)
+    uncond = family.unconditional_token_ids(cond, size)
 
     def joint(scale: float) -> dict[tuple[int, ...], float]:
         out: dict[tuple[int, ...], float] = {}
@@ -194,12 +200,13 @@ def check_two_ranks(
     model: Path, family: ImageFamily, size: ImageSize, prompt: str, expected: list[int], guidance_scale: float = 3.0
 ) -> None:
     """The same greedy picture from tensor parallel 2, in processes of its own; `expected` as tensor parallel 1 gave."""
+    cond = family.prompt_token_ids(prompt, size)
     given = {
         "model": str(model),
         "engine_args": {},
         "num_tokens": family.grammar(size).num_tokens,
-        "prompt": family.prompt_token_ids(prompt, size),
-        "sjd": guided(guidance_scale, family.negative_prompt_token_ids(None, size), image_size=str(size)),
+        "prompt": cond,
+        "sjd": guided(guidance_scale, family.unconditional_token_ids(cond, size), image_size=str(size)),
     }
     script = model.parent / "two_ranks.py"  # a file: vLLM's workers are spawned, and import it anew
     script.write_text(_TWO_RANKS)

@@ -6,6 +6,7 @@ read by PyTorch's unpickler for weights alone, which runs no code of theirs.
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 Shape = tuple[int, ...]
+
+# Training code leaves its command line beside the weights; this holds it and does nothing.
+torch.serialization.add_safe_globals([Namespace])
 
 
 def tensor_shapes(files: Iterable[Path]) -> dict[str, Shape]:
@@ -66,7 +70,11 @@ def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape], *, su
 
 def _unpickled(file: Path, *, device: str) -> dict[str, Tensor]:
     """The state dict in a file, which may stand under a key of its own, as training code leaves it."""
-    content: Any = torch.load(file, map_location=device, weights_only=True, mmap=True)
+    return state_dict(torch.load(file, map_location=device, weights_only=True, mmap=True))
+
+
+def state_dict(content: Any) -> dict[str, Tensor]:
+    """The tensors by name in what a file holds. Raises ValueError where it is no mapping."""
     for key in ("model", "state_dict", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
