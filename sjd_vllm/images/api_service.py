@@ -106,8 +106,9 @@ class ImagesService:
         """
         started = time.perf_counter()
         token_ids = list(picture.given_token_ids)
-        prompt = {"type": "token", "prompt_token_ids": picture.engine_prompt}
-        async with aclosing(self._engine.generate(prompt, picture.sampling_params(), request_id)) as outputs:
+        async with aclosing(
+            self._engine.generate(picture.engine_prompt, picture.sampling_params(), request_id)
+        ) as outputs:
             async for output in self._while_alive(outputs):
                 completion = output.outputs[0]
                 token_ids.extend(completion.token_ids)

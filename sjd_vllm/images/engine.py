@@ -144,7 +144,7 @@ class PictureEngine:
 
     def _submit(self, request: PictureRequest) -> str:
         request_id = str(next(self._next_id))
-        self._llm.add_request(request_id, {"prompt_token_ids": request.engine_prompt}, request.sampling_params())
+        self._llm.add_request(request_id, request.engine_prompt, request.sampling_params())
         return request_id
 
 

@@ -176,15 +176,10 @@ class ImagePipeline:
             requests, batch_size=batch_size, on_tokens=counter.update, on_finished=begin_pixels
         )
         seconds = time.perf_counter() - started
+        images = [Image.fromarray(pixels[index].result().pixels) for index in range(len(requests))]
         pictures = [
-            Picture(
-                request,
-                Image.fromarray(pixels[index].result().pixels),
-                done.token_ids,
-                done.tokens_by_step,
-                done.seconds,
-            )
-            for index, (request, done) in enumerate(zip(requests, decoded, strict=True))
+            Picture(request, image, done.token_ids, done.tokens_by_step, done.seconds)
+            for request, image, done in zip(requests, images, decoded, strict=True)
         ]
         return GenerationResult(pictures, seconds)
 

@@ -6,6 +6,7 @@ Formats: safetensors, and PyTorch's zip files as original releases have them. Th
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,13 @@ def _unpickled(file: Path, *, device: str) -> dict[str, Tensor]:
     """The state dict in a file, which may stand under a key of its own, as training code leaves it."""
     if file.suffix == ".jit":
         return read_torchscript(file, device=device)
-    content: Any = torch.load(file, map_location=device, weights_only=True, mmap=True)
+    # Training code leaves its command line beside the weights; a Namespace holds it and does nothing.
+    with torch.serialization.safe_globals([Namespace]):
+        return state_dict(torch.load(file, map_location=device, weights_only=True, mmap=True))
+
+
+def state_dict(content: Any) -> dict[str, Tensor]:
+    """The tensors by name in what a file holds. Raises ValueError where it is no mapping."""
     for key in ("model", "state_dict", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
