@@ -21,6 +21,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
@@ -90,6 +91,28 @@ class GenerationHead(nn.Module):
         return logits
 
 
+@support_torch_compile
+class JanusModel(LlamaModel):  # type: ignore[misc]
+    """The Llama with both embeddings inside what vLLM compiles: its graphs read the ids where they always are."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        config = vllm_config.model_config.hf_config
+        shape = JanusShape(**config.janus)
+        text_config = copy.deepcopy(config)
+        text_config.vocab_size = shape.text_vocab_size
+        super().__init__(vllm_config=vllm_config.with_hf_config(text_config), prefix=prefix)
+        self.num_text_ids = shape.text_vocab_size
+        self.gen_embed = VocabParallelEmbedding(shape.num_codes, shape.code_dim)
+        self.gen_aligner = CodeAligner(shape, vllm_config.quant_config, maybe_prefix(prefix, "gen_aligner"))
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        """Text and codes: [N] -> [N, hidden]. Every row is embedded both ways, so that graphs can be captured."""
+        codes = input_ids - self.num_text_ids
+        text = self.embed_tokens(input_ids.clamp(max=self.num_text_ids - 1))
+        image = self.gen_aligner(self.gen_embed(codes.clamp(min=0)))
+        return torch.where((codes >= 0)[:, None], image, text)
+
+
 class JanusForImageGeneration(nn.Module, SupportsQuant):  # type: ignore[misc]
     """The served model; its config is made by `sjd_vllm.models.janus.config.served_config`."""
 
@@ -102,11 +125,7 @@ class JanusForImageGeneration(nn.Module, SupportsQuant):  # type: ignore[misc]
         self.config = config
         self.shape = JanusShape(**config.janus)
         self.begin_of_image_id: int = config.begin_of_image_id
-        text_config = copy.deepcopy(config)
-        text_config.vocab_size = self.shape.text_vocab_size
-        self.model = LlamaModel(
-            vllm_config=vllm_config.with_hf_config(text_config), prefix=maybe_prefix(prefix, "model")
-        )
+        self.model = JanusModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.lm_head = ParallelLMHead(
             self.shape.text_vocab_size,
             self.shape.hidden_size,
@@ -115,17 +134,13 @@ class JanusForImageGeneration(nn.Module, SupportsQuant):  # type: ignore[misc]
         )
         if not self.shape.has_lm_head:
             self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
-        self.gen_embed = VocabParallelEmbedding(self.shape.num_codes, self.shape.code_dim)
-        self.gen_aligner = CodeAligner(self.shape, quant_config, maybe_prefix(prefix, "gen_aligner"))
         self.gen_head = GenerationHead(self.shape, quant_config, maybe_prefix(prefix, "gen_head"))
         self.logits_processor = LogitsProcessor(self.shape.text_vocab_size)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """Text and codes: [N] -> [N, hidden]. Every row is embedded both ways, so that graphs can be captured."""
-        codes = input_ids - self.shape.text_vocab_size
-        text = self.model.embed_input_ids(input_ids.clamp(max=self.shape.text_vocab_size - 1))
-        image = self.gen_aligner(self.gen_embed(codes.clamp(min=0)))
-        return torch.where((codes >= 0)[:, None], image, text)
+        """Text and codes: [N] -> [N, hidden]."""
+        out: Tensor = self.model.embed_input_ids(input_ids)
+        return out
 
     def forward(
         self,
@@ -140,7 +155,7 @@ class JanusForImageGeneration(nn.Module, SupportsQuant):  # type: ignore[misc]
         """
         if input_ids is None or intermediate_tensors is not None:
             raise ValueError("Janus takes token ids: neither prompt embeddings nor pipeline stages are supported")
-        hidden_states = self.model(None, positions, None, inputs_embeds=self.embed_input_ids(input_ids))
+        hidden_states = self.model(input_ids, positions, None)
         is_code_next = (input_ids >= self.shape.text_vocab_size) | (input_ids == self.begin_of_image_id)
         return torch.cat([hidden_states, is_code_next[:, None].to(hidden_states.dtype)], dim=1)
 

@@ -52,11 +52,11 @@ def language_tensors(shape: JanusShape) -> dict[str, Published]:
         for name, tensor in llama_shapes({**shape.text, "tie_word_embeddings": not shape.has_lm_head}).items()
     }
     name = "gen_embed.weight" if is_original else "model.generation_embeddings.weight"
-    out["gen_embed.weight"] = Published(name, (shape.num_codes, shape.code_dim))
+    out["model.gen_embed.weight"] = Published(name, (shape.num_codes, shape.code_dim))
     for index in range(shape.aligner_depth):
         converted = "fc1" if index == 0 else f"hidden_layers.{index - 1}"
         prefix = f"gen_aligner.layers.{2 * index}" if is_original else f"model.generation_aligner.{converted}"
-        _add_linear(out, f"gen_aligner.{index}", prefix, shape.code_dim if index == 0 else hidden, hidden)
+        _add_linear(out, f"model.gen_aligner.{index}", prefix, shape.code_dim if index == 0 else hidden, hidden)
     prefix = "gen_head.output_mlp_projector" if is_original else "model.generation_head.proj_out"
     _add_linear(out, "gen_head.proj", prefix, hidden, shape.head_dim)
     prefix = "gen_head.vision_head" if is_original else "model.generation_head.vision_head"
