@@ -107,7 +107,9 @@ def transformer_tensors(kind: str, *, num_classes: int = NUM_CLASSES, dim: int =
     return out
 
 
-def vq_tensors(*, levels: tuple[int, ...] = (1, 1, 2, 2, 4), base: int = 32, latent: int = 32, seed: int = 1) -> Tensors:
+def vq_tensors(
+    *, levels: tuple[int, ...] = (1, 1, 2, 2, 4), base: int = 32, latent: int = 32, seed: int = 1
+) -> Tensors:
     """A pixel decoder and encoder with the channel multiples of VQ-16 (or VQ-8: 1, 2, 2, 4), two blocks a level."""
     generator = torch.Generator().manual_seed(seed)
     out: Tensors = {}

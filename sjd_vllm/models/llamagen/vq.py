@@ -179,7 +179,9 @@ class Resample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, with attention at the coarsest, and the step to the next."""
 
-    def __init__(self, channels_in: int, channels: int, num_blocks: int, *, is_coarsest: bool, step: str | None) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, num_blocks: int, *, is_coarsest: bool, step: str | None
+    ) -> None:
         super().__init__()
         self.res = nn.ModuleList(ResidualBlock(channels if i else channels_in, channels) for i in range(num_blocks))
         self.attn = nn.ModuleList(AttentionBlock(channels) for _ in range(num_blocks if is_coarsest else 0))
