@@ -106,9 +106,8 @@ class ImagesService:
         """
         started = time.perf_counter()
         token_ids = list(picture.given_token_ids)
-        async with aclosing(
-            self._engine.generate(picture.engine_prompt, picture.sampling_params(), request_id)
-        ) as outputs:
+        tokens = self._engine.generate(picture.engine_prompt, picture.sampling_params(), request_id)
+        async with aclosing(tokens) as outputs:
             async for output in self._while_alive(outputs):
                 completion = output.outputs[0]
                 token_ids.extend(completion.token_ids)

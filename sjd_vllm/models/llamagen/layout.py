@@ -276,9 +276,8 @@ def _need(shapes: Mapping[str, Shape], name: str, file: Path) -> Shape:
 
 def _downsample(file: Path) -> int:
     """Pixels a code and side: a halving less than the decoder has levels."""
-    levels = {
-        int(match[1]) for name in tensor_shapes([file]) if (match := re.match(r"decoder\.conv_blocks\.(\d+)\.", name))
-    }
+    names = tensor_shapes([file])
+    levels = {int(match[1]) for name in names if (match := re.match(r"decoder\.conv_blocks\.(\d+)\.", name))}
     if not levels:
         raise ValueError(f"{file.name} lacks the tensors decoder.conv_blocks.*, so it is no pixel decoder of LlamaGen")
     downsample: int = 2 ** max(levels)
@@ -294,6 +293,7 @@ def _grid(file: Path, config: Mapping[str, Any], downsample: int) -> int:
     named = re.search(r"_(\d+)\.pt$", file.name)
     if named is None or int(named[1]) < downsample or int(named[1]) % downsample:
         raise ValueError(
-            f"{file.name} must end with the pixels of a picture's side, a multiple of {downsample}, as c2i_B_256.pt does"
+            f"{file.name} must end with the pixels of a picture's side, a multiple of {downsample}, as c2i_B_256.pt "
+            "does"
         )
     return int(named[1]) // downsample

@@ -2,15 +2,15 @@
 
 What differs from a Llama (FoundationVision/LlamaGen, autoregressive/models/gpt.py):
 
-* The position of a token is its place in the grid: half of the rotary pairs turn with its row, half with its column. The
-  tokens of the prompt are multiplied by a cosine and a sine of zero, so their queries and keys vanish. A caption may
-  have any number of rows, so where the grid begins differs from request to request: vLLM asks `get_mrope_input_positions`
-  once a request, and hands the forward what follows from it, under any chunks, windows and preemptions.
+* The position of a token is its place in the grid: half of the rotary pairs turn with its row, half with its column.
+  The tokens of the prompt are multiplied by a cosine and a sine of zero, so their queries and keys vanish. A caption
+  may have any number of rows, so where the grid begins differs from request to request: vLLM asks
+  `get_mrope_input_positions` once a request, and hands the forward what follows from it, under any chunks, windows and
+  preemptions.
 * Heads of 100 numbers (3B), which no attention kernel takes: they are continued with zeros, which change nothing.
 * Captions come as vectors (`prompt_embeds`), the projected features of T5; only their own rows are in a prompt. The
-  authors pad in front to 120 rows; a padded row is seen by itself alone (autoregressive/models/generate.py, `generate`), so
-  it reaches no other row, and without rotation no row's place matters either.
-* The last code of a picture is never read, so there are as many positions as codes, and one for all of the prompt.
+  authors pad in front to 120 rows; a padded row is seen by itself alone (autoregressive/models/generate.py,
+  `generate`), so it reaches no other row, and without rotation no row's place matters either.
 """
 
 from __future__ import annotations
