@@ -127,6 +127,7 @@ class SJDParams:
     guidance_scale: float = 1.0  # classifier-free guidance, uncond + s * (cond - uncond); > 0, 1 is off
     negative_prompt_token_ids: tuple[int, ...] = ()  # the unconditional prompt; required when guidance is on
     image_size: str | None = None  # "WIDTHxHEIGHT" of an image family's grammar; None is free text
+    num_given_tokens: int = 0  # how many of the picture's first tokens stand at the end of both prompts
     num_speculative_tokens: int | None = None  # draft tokens in the window, 0..the engine's
     redraft: str | None = None  # one of REDRAFT_NAMES
     first_guess: str | None = None  # one of FIRST_GUESS_NAMES
@@ -146,6 +147,9 @@ class SJDParams:
             )
         if self.image_size is not None and not isinstance(self.image_size, str):
             raise ConfigError("image_size", f"image_size must be text such as '96x96'; got {self.image_size!r}.")
+        check_int("num_given_tokens", self.num_given_tokens, 0, 2**31 - 1)
+        if self.num_given_tokens and self.image_size is None:
+            raise ConfigError("num_given_tokens", "num_given_tokens is about a picture, so it needs image_size.")
         if self.num_speculative_tokens is not None:
             check_window("num_speculative_tokens", self.num_speculative_tokens)
         if self.redraft is not None:

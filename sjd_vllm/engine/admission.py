@@ -15,6 +15,7 @@ from vllm.v1.engine import EngineCoreRequest
 
 from sjd_vllm.config import ConfigError, SJDConfig, SJDParams
 from sjd_vllm.models.family import ImageFamily
+from sjd_vllm.models.grammar import ImageGrammar
 from sjd_vllm.models.registry import load_family
 
 CONFIG_KEY = "sjd"
@@ -115,14 +116,34 @@ def _apply_grammar(
             "allowed_token_ids",
             "allowed_token_ids and image_size exclude each other: the picture's grammar says which ids are legal.",
         )
+    num_new_tokens = grammar.num_tokens - params.num_given_tokens
+    if params.num_given_tokens:
+        _check_given_tokens(grammar, params, request.prompt_token_ids or [])
     room = vllm_config.model_config.max_model_len - len(request.prompt_token_ids or ())
-    if room < grammar.num_tokens:
+    if room < num_new_tokens:
         raise ConfigError(
             "prompt",
-            f"the prompt has {len(request.prompt_token_ids or ())} tokens and a picture {grammar.num_tokens}; together "
+            f"the prompt has {len(request.prompt_token_ids or ())} tokens and a picture {num_new_tokens}; together "
             f"they exceed the model's length of {vllm_config.model_config.max_model_len}.",
         )
-    sampling.max_tokens = grammar.num_tokens
+    sampling.max_tokens = num_new_tokens
+
+
+def _check_given_tokens(grammar: ImageGrammar, params: SJDParams, prompt_token_ids: list[int]) -> None:
+    """The picture's first tokens must end both prompts, be legal, and leave something to write."""
+    given = prompt_token_ids[-params.num_given_tokens :]
+    if not params.num_given_tokens < min(len(prompt_token_ids), grammar.num_tokens):
+        raise ConfigError(
+            "num_given_tokens",
+            f"num_given_tokens must be less than a picture's {grammar.num_tokens} tokens and the prompt's "
+            f"{len(prompt_token_ids)}; got {params.num_given_tokens}.",
+        )
+    if params.is_guided and list(params.negative_prompt_token_ids[-params.num_given_tokens :]) != given:
+        raise ConfigError("num_given_tokens", "the given tokens must end the negative prompt as they end the prompt.")
+    try:
+        grammar.codes(given)
+    except ValueError as error:
+        raise ConfigError("num_given_tokens", f"num_given_tokens: {error}.") from error
 
 
 def _check_companion(request: EngineCoreRequest, sampling: SamplingParams, params: SJDParams, vllm_config: Any) -> None:

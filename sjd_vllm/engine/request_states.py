@@ -96,7 +96,8 @@ class RequestStates:
             top_k=max(sampling.top_k, 0),
             top_p=sampling.top_p,
             window=window,
-            num_tokens=sampling.max_tokens,
+            num_tokens=params.num_given_tokens + sampling.max_tokens,
+            num_given=params.num_given_tokens,
         )
         return RequestState(runner_args["partner"], rule, pool, slot)
 

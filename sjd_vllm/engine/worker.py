@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from vllm import _custom_ops
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -34,6 +36,10 @@ class SJDCPUWorker(CPUWorker):
     """A CPU worker whose runner drafts for itself."""
 
     def init_device(self) -> None:
+        if self.model_config.dtype == torch.float32:
+            # vLLM's own matrix product on a CPU compiles a kernel for every new number of tokens, and memory grows with
+            # each. Windows make that number change from step to step; PyTorch's product takes any at the same speed.
+            _custom_ops._supports_onednn = False
         super().init_device()
         if type(self.model_runner) is not CPUModelRunner:
             raise RuntimeError(

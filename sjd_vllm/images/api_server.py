@@ -97,7 +97,7 @@ async def _generate(raw_request: Request) -> Response:
         service = _service(raw_request)
         deadline = deadline_after(service.limits.request_timeout)
         request = ImagesRequest.parse(await _body(raw_request, service.limits.client_timeout))
-        pictures = service.plan(request)
+        pictures = await _while_connected(raw_request, service.plan(request), deadline)
         record.begin(len(pictures), str(pictures[0].size), is_stream=bool(request.stream))
         if request.stream:
             stream = PictureStream(service, request, pictures[0], request_id, deadline, record)

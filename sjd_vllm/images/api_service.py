@@ -74,8 +74,11 @@ class ImagesService:
         """What a request may ask for."""
         return image_options(self._model_names[0], self._family, self._config)
 
-    def plan(self, request: ImagesRequest) -> list[PictureRequest]:
-        """The single pictures of a request. Raises ApiError for what cannot be made."""
+    async def plan(self, request: ImagesRequest) -> list[PictureRequest]:
+        """The single pictures of a request, planned in another thread. Raises ApiError for what cannot be made."""
+        return await asyncio.to_thread(self._plan, request)
+
+    def _plan(self, request: ImagesRequest) -> list[PictureRequest]:
         if request.model is not None and request.model not in self._model_names:
             names = ", ".join(map(repr, self._model_names))
             raise ApiError(
@@ -103,8 +106,8 @@ class ImagesService:
         Raises ApiError if the engine ends the picture early, and vLLM's own errors.
         """
         started = time.perf_counter()
-        token_ids: list[int] = []
-        prompt = {"type": "token", "prompt_token_ids": picture.prompt_token_ids}
+        token_ids = list(picture.given_token_ids)
+        prompt = {"type": "token", "prompt_token_ids": picture.engine_prompt}
         async with aclosing(self._engine.generate(prompt, picture.sampling_params(), request_id)) as outputs:
             async for output in self._while_alive(outputs):
                 completion = output.outputs[0]
@@ -119,7 +122,7 @@ class ImagesService:
                 seconds = time.perf_counter() - started
                 if output.finished:
                     PICTURE_STEPS.observe(len(tokens_per_step))
-                    TOKENS_PER_STEP.observe(len(token_ids) / max(len(tokens_per_step), 1))
+                    TOKENS_PER_STEP.observe(picture.num_new_tokens / max(len(tokens_per_step), 1))
                     DECODE_SECONDS.observe(seconds)
                 yield DecodedPicture(list(token_ids), tokens_per_step, seconds)
 

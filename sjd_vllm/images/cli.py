@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from sjd_vllm import __version__
 from sjd_vllm.config import ConfigError, check_int
-from sjd_vllm.images import bench_command, generate_command, serve_command
+from sjd_vllm.images import bench_command, check_command, generate_command, serve_command
 from sjd_vllm.images.flags import Parser
 
 _HELP = "sjd-vllm --help says more."
@@ -59,6 +59,9 @@ def _parser() -> Parser:
         commands, "bench", "plain vLLM and SJD side by side on this machine", bench_command.add_flags, bench_command.run
     )
     _add(commands, "serve", "vLLM's own server with SJD and the images API", serve_command.add_flags, serve_command.run)
+    _add(
+        commands, "check", "what a checkpoint is, and what is wrong with it", check_command.add_flags, check_command.run
+    )
     _add(commands, "demo-path", "print where the demo checkpoint lies", lambda _: None, _demo_path)
     _add(commands, "demo-prompts", "print captions that the demo model understands", _demo_prompts_flags, _demo_prompts)
     return parser
@@ -77,7 +80,7 @@ def _add(
 
 
 def _no_command(args: argparse.Namespace) -> int:
-    raise ConfigError("command", f"say what to do: generate, bench, serve, demo-path or demo-prompts. {_HELP}")
+    raise ConfigError("command", f"say what to do: generate, bench, serve, check, demo-path or demo-prompts. {_HELP}")
 
 
 def _demo_path(args: argparse.Namespace) -> int:

@@ -111,11 +111,11 @@ class PictureEngine:
             while waiting or running:
                 while waiting and len(running) < slots:
                     index, request = waiting.popleft()
-                    decoded[index] = DecodedPicture([], time.perf_counter())
+                    decoded[index] = DecodedPicture(list(request.given_token_ids), time.perf_counter())
                     running[self._submit(request)] = index
                 for output in self._llm.step():
                     index = running[output.request_id]
-                    _record(decoded[index], output)
+                    _record(decoded[index], requests[index], output)
                     if on_tokens is not None:
                         on_tokens(index, len(decoded[index].token_ids))
                     if output.finished:
@@ -137,18 +137,18 @@ class PictureEngine:
 
     def _submit(self, request: PictureRequest) -> str:
         request_id = str(next(self._next_id))
-        self._llm.add_request(request_id, {"prompt_token_ids": request.prompt_token_ids}, request.sampling_params())
+        self._llm.add_request(request_id, {"prompt_token_ids": request.engine_prompt}, request.sampling_params())
         return request_id
 
 
-def _record(picture: DecodedPicture, output: Any) -> None:
+def _record(picture: DecodedPicture, request: PictureRequest, output: Any) -> None:
     completion = output.outputs[0]
     picture.token_ids.extend(completion.token_ids)
     if output.finished:
         picture.seconds = time.perf_counter() - picture.started
         metrics = completion.spec_decode_metrics
         # Every forward that gives tokens gives one more than the drafts it accepted.
-        picture.num_steps = len(picture.token_ids) - sum(metrics.per_step_accepted if metrics else ())
+        picture.num_steps = request.num_new_tokens - sum(metrics.per_step_accepted if metrics else ())
 
 
 def _kv_cache_bytes(family: ImageFamily, num_sequences: int, max_model_len: int) -> int:

@@ -99,6 +99,8 @@ class ImagePipeline:
         num_speculative_tokens: int | None = None,
         redraft: str | None = None,
         first_guess: str | None = None,
+        init_image: bytes | None = None,
+        keep_rows: int | None = None,
         progress: Progress | None = None,
     ) -> GenerationResult:
         """Make n pictures of each prompt.
@@ -130,6 +132,8 @@ class ImagePipeline:
                 num_speculative_tokens=num_speculative_tokens,
                 redraft=redraft,
                 first_guess=first_guess,
+                init_image=init_image,
+                keep_rows=keep_rows,
             )
             for one_prompt, one_seed in zip(prompts, seeds, strict=True)
         ]

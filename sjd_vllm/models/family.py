@@ -120,6 +120,11 @@ class ImageFamily(ABC):
         """Codebook indices, long [rows, columns], of a picture uint8 [height, width, 3] of that size."""
         raise NotImplementedError(f"the family {self.name} has no encoder for pictures")
 
+    def weight_files(self) -> list[Path]:
+        """The files that hold weights, those of the pixel decoder included where it is in the folder."""
+        kinds = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+        return sorted(file for file in self.path.rglob("*") if file.suffix in kinds and file.is_file())
+
     def problems(self) -> list[str]:
         """What is wrong with the weights in the folder, one line each, from the headers of its files alone.
 
