@@ -6,7 +6,7 @@ read by PyTorch's unpickler for weights alone, which runs no code of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,18 @@ def tensor_shapes(files: Iterable[Path]) -> dict[str, Shape]:
     return shapes
 
 
-def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Name and content of every tensor in some files, one after the other, on the CPU."""
+def read_tensors(files: Iterable[Path], names: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Name and content of the tensors in some files, all or those of some names, one after the other, on the CPU."""
     for file in files:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118
-                    yield name, opened.get_tensor(name)
+                    if names is None or name in names:
+                        yield name, opened.get_tensor(name)
         else:
-            yield from _unpickled(file, device="cpu").items()
+            for name, tensor in _unpickled(file, device="cpu").items():
+                if names is None or name in names:
+                    yield name, tensor
 
 
 def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape], *, surplus: Iterable[str] = ()) -> list[str]:
