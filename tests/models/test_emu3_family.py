@@ -135,6 +135,20 @@ def test_sizes_are_the_authors_rounding(family: ImageFamily) -> None:
         family.size("33x32")
 
 
+def test_the_published_figures(tmp_path: Path) -> None:
+    """Of a config that says its type alone, so that every default is the release's."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "Emu3", "eos_token_id": 151850}))
+    family = family_of(tmp_path)
+    assert [str(size) for size in family.sizes[:2]] == ["720x720", "832x624"]
+    assert "512x512" in map(str, family.sizes)
+    grammar = family.grammar(family.sizes[0])
+    assert grammar.num_tokens == 90 * 91 + 3
+    assert grammar.legal_token_ranges()[0] == [[151854, 184622]]
+    assert grammar.token_ids[-1] == 184621
+    assert (family.shape.num_layers, family.shape.num_kv_heads, family.shape.head_dim) == (32, 8, 128)
+    assert family.problems() == ["there are no weights (*.safetensors or *.bin)"]
+
+
 @pytest.mark.parametrize("make", [make_original, make_converted])
 def test_problems_name_each_tensor(make: Callable[[Path], Path], tmp_path: Path) -> None:
     path = make(tmp_path / "checkpoint")

@@ -21,6 +21,8 @@ ARCHITECTURE = "SJDLuminaMGPT2ForImageGeneration"
 CONFIG_FORMAT = "sjd_lumina_mgpt2"
 MOVQ_FILE = "movqgan/270M/movqgan_270M.ckpt"  # in the checkpoint's folder; the authors' place for it
 
+PATCH = 32  # pixels of a side that a unit of the size tokens stands for
+
 _IMAGE_TOKEN_START = 155000
 _TARGET_SIZE = 768  # the README's table of checkpoints
 _DEFAULTS = {

@@ -1,8 +1,8 @@
 """Lumina-mGPT 2.0: about 768 x 768 pixels at any of many ratios, 8 x 8 pixels a code, each row closed by a new line.
 
-A checkpoint is a folder in the layout of Alpha-VLLM/Lumina-mGPT-2.0 (safetensors, a Chameleon config, a Qwen tokenizer).
-Its pixels are another download: movqgan_270M.ckpt of ai-forever/MoVQGAN is looked for as movqgan/270M/movqgan_270M.ckpt in
-that folder, which is the authors' own place for it.
+A checkpoint is a folder in the layout of Alpha-VLLM/Lumina-mGPT-2.0 (safetensors, a Chameleon config, tokenizer.json).
+Its pixels are another download: movqgan_270M.ckpt of ai-forever/MoVQGAN is looked for in that folder as
+movqgan/270M/movqgan_270M.ckpt, which is the authors' own place for it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from sjd_vllm.models.lumina_mgpt2.config import (
     ARCHITECTURE,
     CONFIG_FORMAT,
     MOVQ_FILE,
+    PATCH,
     decoder_shapes,
     is_lumina_mgpt2,
     lumina_shape,
     picture_sizes,
     served_config,
 )
-from sjd_vllm.models.lumina_mgpt2.prompts import PATCH, LuminaPrompts
 from sjd_vllm.models.tensors import differences, tensor_shapes
 
 if TYPE_CHECKING:
+    from sjd_vllm.models.lumina_mgpt2.prompts import LuminaPrompts
     from sjd_vllm.models.lumina_mgpt2.vq import MoVQ
 
 ARCHITECTURES = {ARCHITECTURE: "sjd_vllm.models.lumina_mgpt2.model:LuminaMGPT2ForImageGeneration"}
@@ -78,6 +79,8 @@ class LuminaMGPT2Family(ImageFamily):
 
     @cached_property
     def _prompts(self) -> LuminaPrompts:
+        from sjd_vllm.models.lumina_mgpt2.prompts import LuminaPrompts
+
         return LuminaPrompts(self.path)
 
     @cached_property
@@ -110,7 +113,7 @@ class LuminaMGPT2Family(ImageFamily):
         return self._prompts.conditional(prompt, size.width, size.height)
 
     def negative_prompt_token_ids(self, negative_prompt: str | None, size: ImageSize) -> list[int]:
-        """The begin and the size of the picture alone; the authors have no negative prompts, here one is like any other."""
+        """The begin and the size of the picture alone. The authors have no negative prompts; here one is like any."""
         if negative_prompt:
             return self._prompts.conditional(negative_prompt, size.width, size.height)
         return self._prompts.unconditional(size.width, size.height)

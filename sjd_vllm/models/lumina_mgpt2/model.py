@@ -26,8 +26,8 @@ _UNUSED = ("model.vqmodel.",)  # Chameleon's own autoencoder, which the authors'
 class HeadNorm(nn.Module):
     """LayerNorm of each head, with weights that groups of neighbouring heads share in the checkpoint.
 
-    A rank holds the weights of its own heads, one row each. Where there are fewer heads than ranks, ranks share a head as
-    QKVParallelLinear has it.
+    A rank holds the weights of its own heads, one row each. Where there are fewer heads than ranks, ranks share a head
+    as QKVParallelLinear has it.
     """
 
     def __init__(self, num_groups: int, num_heads: int, head_dim: int) -> None:

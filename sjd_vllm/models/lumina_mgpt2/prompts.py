@@ -1,11 +1,15 @@
 """Prompt template of Lumina-mGPT 2.0, its unconditional prompt, and the ids of its special tokens.
 
-Sources in Alpha-VLLM/Lumina-mGPT-2.0: lumina_mgpt/generate_examples/generate.py (the sentence, task "t2i"),
-lumina_mgpt/data/convertsation.py (the separator behind it), xllmx/model/tokenizer.py (`Tokenizer.encode`: a first token,
-which is the tokenizer's bos or else its eos), lumina_mgpt/data/item_processor.py (the tokens of a picture: begin, rows and
-columns in units of 32 pixels, codes and new lines, end). The authors let the model write begin, rows and columns itself,
-after it was told the size; here they belong to the prompt. Their unconditional prompt is these three tokens
-(lumina_mgpt/inference_solver.py, `get_unconditional_logits`).
+Sources in Alpha-VLLM/Lumina-mGPT-2.0:
+
+* lumina_mgpt/generate_examples/generate.py: the sentence, task "t2i";
+* lumina_mgpt/data/convertsation.py: the separator behind it;
+* xllmx/model/tokenizer.py (`Tokenizer.encode`): a first token, which is the tokenizer's bos or else its eos;
+* lumina_mgpt/data/item_processor.py: the tokens of a picture, which are begin, rows and columns in units of 32 pixels,
+  codes and new lines, end;
+* lumina_mgpt/inference_solver.py (`get_unconditional_logits`): the unconditional prompt is begin, rows and columns.
+
+The authors let the model write begin, rows and columns itself, after it was told the size; here they are given.
 """
 
 from __future__ import annotations
@@ -16,14 +20,14 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-PATCH = 32  # pixels that a unit of the size tokens stands for
+from sjd_vllm.models.lumina_mgpt2.config import PATCH
 
 _BEGIN_OF_IMAGE, _END_OF_IMAGE, _NEW_LINE = "<racm3:break>", "<eoss>", "<reserved08799>"
 _SEPARATOR = "<reserved08706>"
 
 
 class LuminaPrompts:
-    """Prompts to token ids, from tokenizer.json and tokenizer_config.json. Raises ValueError where they lack something."""
+    """Prompts to token ids, from tokenizer.json and tokenizer_config.json. Raises ValueError for what they lack."""
 
     def __init__(self, checkpoint: Path) -> None:
         for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -38,7 +42,7 @@ class LuminaPrompts:
         self.new_line = self._id(_NEW_LINE)
 
     def conditional(self, prompt: str, width: int, height: int) -> list[int]:
-        """``<first> Generate an image of WxH according to the following prompt: ... <separator> <begin> rows columns``."""
+        """``<first> Generate an image of WxH according to the following prompt: ... <separator>`` and the size."""
         text = f"Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
         return [self._first, *self._encode(text), *self.unconditional(width, height)]
 

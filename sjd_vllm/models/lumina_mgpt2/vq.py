@@ -11,6 +11,7 @@ rows of the finished picture, not equal to them. Letters: B pictures, C channels
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -83,8 +84,7 @@ class Level(nn.Module):
         self, widths: list[int], has_attention: bool, code_dim: int | None, resample: nn.Module | None
     ) -> None:
         super().__init__()
-        pairs = zip(widths, widths[1:], strict=False)
-        self.block = nn.ModuleList(ResidualBlock(fan_in, fan_out, code_dim) for fan_in, fan_out in pairs)
+        self.block = nn.ModuleList(ResidualBlock(fan_in, fan_out, code_dim) for fan_in, fan_out in pairwise(widths))
         self.attn = nn.ModuleList(AttentionBlock(width, code_dim) for width in widths[1:] if has_attention)
         if resample is not None:
             self.add_module("downsample" if code_dim is None else "upsample", resample)
