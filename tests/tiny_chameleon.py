@@ -225,7 +225,9 @@ def write_original(path: Path, *, heads: int = 2, kv_heads: int = 2, swin_norm: 
         means = {"weight": 1.0, "bias": 0.0}
         return {f"{n}.{p}": means[p] + 0.3 * torch.randn(size, generator=generator) for n in names for p in parts}
 
-    shared = norms(dim, ["norm", *(f"layers.{i}.{n}_norm" for i in range(2) for n in ("attention", "ffn"))], ("weight",))
+    shared = norms(
+        dim, ["norm", *(f"layers.{i}.{n}_norm" for i in range(2) for n in ("attention", "ffn"))], ("weight",)
+    )
     of_heads = [f"layers.{i}.attention.{n}_normalization" for i in range(2) for n in "qk"]
     for rank in range(ranks):
         tensors = {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in whole.items()}

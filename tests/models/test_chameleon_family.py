@@ -207,7 +207,9 @@ def test_what_is_wrong_with_the_weights_is_named(checkpoint: Path, tmp_path: Pat
         "the tensor decoder.conv_in.bias is missing",
     ]
     assert sorted(family_of(broken).problems()) == sorted(expected)
-    with pytest.raises(ValueError, match=r"v_proj\.weight is missing.*q_norm\.weight has the shape.*7\.extra is not known"):
+    with pytest.raises(
+        ValueError, match=r"v_proj\.weight is missing.*q_norm\.weight has the shape.*7\.extra is not known"
+    ):
         engine(broken).__enter__()
     (broken / "model.safetensors").unlink()
     assert family_of(broken).problems() == ["there are no weights (*.safetensors or *.bin)"]
@@ -224,7 +226,9 @@ def test_a_missing_pixel_decoder_is_named_with_its_place(checkpoint: Path, tmp_p
     (problem,) = family.problems()
     assert "the pixel decoder is missing: put vqgan.ckpt and vqgan.yaml into its subfolder tokenizer" in problem
     with pytest.raises(ValueError, match="Alpha-VLLM/Chameleon_7B_mGPT"):
-        family.decode_pixels([family.grammar(family.sizes[0]).tokens(torch.zeros(6, 6, dtype=torch.long))], family.sizes[0])
+        family.decode_pixels(
+            [family.grammar(family.sizes[0]).tokens(torch.zeros(6, 6, dtype=torch.long))], family.sizes[0]
+        )
     write_vqgan(folder / "tokenizer")
     assert family_of(folder).problems() == []
 

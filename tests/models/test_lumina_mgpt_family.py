@@ -65,7 +65,9 @@ def test_logits_of_prompts_and_windows(
 def test_greedy_pictures_of_three_shapes_are_the_references_also_on_two_ranks(
     running: Engine, reference: FullLogits, family: ImageFamily, checkpoint: Path
 ) -> None:
-    pictures = [check_greedy_picture(running, reference, family, size, PROMPT) for size in (family.sizes[0], WIDE, TALL)]
+    pictures = [
+        check_greedy_picture(running, reference, family, size, PROMPT) for size in (family.sizes[0], WIDE, TALL)
+    ]
     check_two_ranks(checkpoint, family, TALL, PROMPT, pictures[2])
     ids = vocabulary()
     assert [token for token in pictures[0] if token == ids["<reserved08799>"]] == pictures[0][4:21:5]
