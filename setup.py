@@ -55,7 +55,7 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["sjd-vllm = sjd_vllm.images.cli:main"],
+        "console_scripts": ["sjd-vllm = sjd_vllm.cli:main"],
         "vllm.general_plugins": ["sjd_vllm = sjd_vllm.plugin:register"],
         # The same name: VLLM_PLUGINS lists the names that are allowed, in all groups.
         "vllm.endpoint_plugins": ["sjd_vllm = sjd_vllm.images.api_server:ImagesEndpoint"],

@@ -31,9 +31,7 @@ from sjd_vllm.images.api_protocol import ApiError
 
 MAX_BODY_BYTES = 64 << 20  # of any route; the images route has a bound of its own
 _SCRAPE_SECONDS = 10
-_SCOPE_KEYS = (
-    "type http_version method scheme path raw_path query_string root_path headers client server".split()
-)
+_SCOPE_KEYS = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers")
 _LOST = (RayActorError, ReplicaUnavailableError)
 _LOGGER = logging.getLogger("ray.serve")  # Ray Serve puts its request and replica ids on these lines
 
@@ -157,7 +155,7 @@ class Visit:
             raise lost_error() from error
 
     async def _try(self, scope: dict[str, Any], body: bytes) -> Response:
-        """The answer of one replica: whole, unless it is a stream of events. Raises what is in `_LOST`, and ApiError."""
+        """The answer of one replica: whole, unless it is a stream of events. Raises ApiError and what is in `_LOST`."""
         messages = self._door._replicas.options(stream=True).request.remote(scope, body)
         try:
             start = await anext(messages)

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -31,7 +30,6 @@ _MAX_OPEN_REQUESTS = 100_000  # of a front door, which only waits for them
 def build(args: dict[str, Any]) -> Application:
     """The application. Raises ConfigError for an unknown setting or a bad value."""
     settings = DeploySettings.from_mapping(args)
-    model = settings.model or _demo_path()
     has_gpus = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0
     replicas = serve.deployment(
         PictureReplica,
@@ -54,10 +52,4 @@ def build(args: dict[str, Any]) -> Application:
         graceful_shutdown_timeout_s=settings.drain_timeout,
         ray_actor_options={"num_cpus": 0},
     )
-    return doors.bind(settings, replicas.bind(settings, installed_build(model)))
-
-
-def _demo_path() -> Path:
-    from sjd_vllm.demo import checkpoint_path
-
-    return Path(checkpoint_path())
+    return doors.bind(settings, replicas.bind(settings, installed_build(settings.checkpoint())))

@@ -32,8 +32,8 @@ class PictureReplica:
     """
 
     async def __init__(self, settings: DeploySettings, build: Mapping[str, str]) -> None:
+        require_build(build, settings.checkpoint())
         arguments = settings.vllm_arguments()
-        require_build(build, arguments[0])
         self._id = serve.get_replica_context().replica_id.unique_id
         from sjd_vllm.engine.openai_app import openai_app
 

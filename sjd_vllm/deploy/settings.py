@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sjd_vllm.config import ConfigError, SJDConfig, check_choice, check_int, nearest_name
@@ -88,6 +89,14 @@ class DeploySettings:
             for field in dataclasses.fields(self)
             if (value := getattr(self, field.name)) != getattr(default, field.name)
         }
+
+    def checkpoint(self) -> Path:
+        """The folder of the model."""
+        if self.model is not None:
+            return Path(self.model)
+        from sjd_vllm.demo import checkpoint_path
+
+        return Path(checkpoint_path())
 
     def server(self) -> ServerSettings:
         """The part that `sjd-vllm serve` knows too."""

@@ -1,4 +1,4 @@
-"""The command `sjd-vllm`.
+"""The command `sjd-vllm` for one machine; `sjd_vllm.cli` adds what needs a cluster.
 
 Exit codes: 0 done; 1 something failed while running; 2 bad input, told in one line; 130 interrupted.
 Nothing heavy is imported until the arguments have been checked.
@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from sjd_vllm import __version__
 from sjd_vllm.config import ConfigError, check_int
@@ -19,11 +20,21 @@ from sjd_vllm.images.flags import Parser
 _HELP = "sjd-vllm --help says more."
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@dataclass(frozen=True)
+class Command:
+    """One word behind `sjd-vllm`: what adds its flags to a parser, and what runs it and returns the exit code."""
+
+    name: str
+    summary: str
+    add_flags: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None, commands: Sequence[Command] | None = None) -> int:
     """Run one command and return its exit code."""
     verbose = False
     try:
-        args = _parser().parse_args(argv)
+        args = _parser(COMMANDS if commands is None else commands).parse_args(argv)
         verbose = getattr(args, "verbose", False)
         run: Callable[[argparse.Namespace], int] = args.run
         return run(args)
@@ -46,38 +57,29 @@ def _fail(code: int, message: object) -> int:
     return code
 
 
-def _parser() -> Parser:
+def _parser(known: Sequence[Command]) -> Parser:
     parser = Parser(
         prog="sjd-vllm",
         description="Pictures from text by speculative Jacobi decoding on vLLM.",
     )
     parser.add_argument("--version", action="version", version=f"sjd-vllm {__version__}")
-    parser.set_defaults(run=_no_command)
+    names = [command.name for command in known]
+    parser.set_defaults(run=lambda _: _no_command(names))
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
-    _add(commands, "generate", "pictures from prompts", generate_command.add_flags, generate_command.run)
-    _add(
-        commands, "bench", "plain vLLM and SJD side by side on this machine", bench_command.add_flags, bench_command.run
-    )
-    _add(commands, "serve", "vLLM's own server with SJD and the images API", serve_command.add_flags, serve_command.run)
-    _add(commands, "demo-path", "print where the demo checkpoint lies", lambda _: None, _demo_path)
-    _add(commands, "demo-prompts", "print captions that the demo model understands", _demo_prompts_flags, _demo_prompts)
+    for command in known:
+        _add(commands, command)
     return parser
 
 
-def _add(
-    commands: argparse._SubParsersAction[Parser],
-    name: str,
-    summary: str,
-    add_flags: Callable[[Parser], None],
-    run: Callable[[argparse.Namespace], int],
-) -> None:
-    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-    add_flags(parser)
-    parser.set_defaults(run=run, flags=tuple(parser._option_string_actions))
+def _add(commands: argparse._SubParsersAction[Parser], command: Command) -> None:
+    summary = command.summary
+    parser = commands.add_parser(command.name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    command.add_flags(parser)
+    parser.set_defaults(run=command.run, flags=tuple(parser._option_string_actions))
 
 
-def _no_command(args: argparse.Namespace) -> int:
-    raise ConfigError("command", f"say what to do: generate, bench, serve, demo-path or demo-prompts. {_HELP}")
+def _no_command(names: Sequence[str]) -> int:
+    raise ConfigError("command", f"say what to do: {', '.join(names[:-1])} or {names[-1]}. {_HELP}")
 
 
 def _demo_path(args: argparse.Namespace) -> int:
@@ -100,6 +102,14 @@ def _demo_prompts(args: argparse.Namespace) -> int:
     print("\n".join(captions(args.count, args.seed)))
     return 0
 
+
+COMMANDS = (
+    Command("generate", "pictures from prompts", generate_command.add_flags, generate_command.run),
+    Command("bench", "plain vLLM and SJD side by side on this machine", bench_command.add_flags, bench_command.run),
+    Command("serve", "vLLM's own server with SJD and the images API", serve_command.add_flags, serve_command.run),
+    Command("demo-path", "print where the demo checkpoint lies", lambda _: None, _demo_path),
+    Command("demo-prompts", "print captions that the demo model understands", _demo_prompts_flags, _demo_prompts),
+)
 
 if __name__ == "__main__":
     sys.exit(main())
