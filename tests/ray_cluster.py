@@ -51,7 +51,7 @@ class Head:
 
     def logs(self) -> str:
         """What all processes have written."""
-        return "".join(path.read_text(errors="replace") for path in self.folder.glob("session_2*/logs/worker-*.err"))
+        return "".join(path.read_text(errors="replace") for path in self.folder.glob("session_2*/logs/worker-*.*"))
 
 
 @contextmanager

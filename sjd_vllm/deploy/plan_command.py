@@ -24,7 +24,7 @@ _FLAGS: tuple[tuple[str, float | None, str], ...] = (
     (
         "step-ms",
         None,
-        "measured: milliseconds a step however small; with the next two in place of the hardware's figures",
+        "measured: milliseconds a step however small; with the next two in place of the figures above",
     ),
     ("row-us", None, "measured: microseconds more for each sequence in the step"),
     ("token-us", None, "measured: microseconds more for each token in the step"),
@@ -147,7 +147,8 @@ def _text(plan: dict[str, Any], args: argparse.Namespace) -> str:
     replicas, chosen = plan["replicas"], plan["chosen"]
     lines = [
         f"A picture: {plan['picture_tokens']} tokens, {plan['kv_mb_per_picture']:.1f} MB of keys and values. "
-        f"Weights: {plan['weights_gb_per_gpu']:.2f} GB a GPU. At most {plan['largest_batch']} pictures at once a replica.",
+        f"Weights: {plan['weights_gb_per_gpu']:.2f} GB a GPU. "
+        f"At most {plan['largest_batch']} pictures at once a replica.",
         "",
         "pictures at once  window  forwards  step ms  latency s  pictures/s a GPU  all replicas  KV GB",
     ]

@@ -71,6 +71,9 @@ class PictureReplica:
         task.add_done_callback(lambda _: messages.put_nowait(None))
         try:
             while (message := await messages.get()) is not None:
+                if message["type"] == "http.response.start" and message["status"] >= 500 and self._engine.errored:
+                    # This process is about to end; the front door will then ask another replica.
+                    await asyncio.Event().wait()
                 yield message
             await task
         finally:
