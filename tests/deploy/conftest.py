@@ -13,23 +13,29 @@ __all__ = ["expected", "reference", "tiny_llama"]
 CPU_AS_GPU = '''
 """Lets vLLM's Ray executor run on CPUs: Ray counts GPUs, it does not look."""
 
+from vllm.platforms.cpu import CpuPlatform
 
-def register():
-    from vllm.platforms import current_platform
 
-    type(current_platform).ray_device_key = "GPU"
+class CpuAsGpu(CpuPlatform):
+    ray_device_key = "GPU"
 '''
+# apart from the class, as vLLM asks for it while it still resolves its platform
+ENTRY = """
+def platform():
+    return "cpu_as_gpu.CpuAsGpu"
+"""
 
 
 @pytest.fixture(scope="session")
 def cpu_as_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for Python's path with a general plugin of vLLM that is there for these tests only."""
+    """A folder for Python's path with a platform plugin of vLLM that is there for these tests only."""
     folder = tmp_path_factory.mktemp("plugin")
     (folder / "cpu_as_gpu.py").write_text(CPU_AS_GPU)
+    (folder / "cpu_as_gpu_entry.py").write_text(ENTRY)
     info = folder / "cpu_as_gpu-0.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cpu-as-gpu\nVersion: 0.0\n")
-    (info / "entry_points.txt").write_text("[vllm.general_plugins]\ncpu_as_gpu = cpu_as_gpu:register\n")
+    (info / "entry_points.txt").write_text("[vllm.platform_plugins]\ncpu_as_gpu = cpu_as_gpu_entry:platform\n")
     return folder
 
 
