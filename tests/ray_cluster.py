@@ -21,6 +21,12 @@ from live_server import free_port
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 240
+# Ray's own patience is shorter than a busy machine needs.
+PATIENCE = {
+    "RAY_gcs_rpc_server_connect_timeout_s": "60",
+    "RAY_gcs_server_request_timeout_seconds": "120",
+    "RAY_raylet_start_wait_time_s": "180",
+}
 
 
 @contextmanager
@@ -73,7 +79,22 @@ def node_environment(*paths: Path, **variables: str) -> dict[str, str]:
     path = os.pathsep.join(map(str, [*paths, ROOT, ROOT / "kernels"]))
     unset = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM", "OMP_NUM_THREADS")
     inherited = {name: value for name, value in os.environ.items() if name not in unset}
-    return {**inherited, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0", **variables}
+    return {**inherited, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0", **PATIENCE, **variables}
+
+
+def connect(address: str) -> None:
+    """Make this process a client of a cluster; `ray.shutdown` ends it. A busy machine may take several tries."""
+    os.environ.update(PATIENCE)
+    import ray
+
+    for tries_left in (4, 3, 2, 1, 0):
+        try:
+            ray.init(address=address, log_to_driver=False)
+            return
+        except (ConnectionError, RuntimeError):
+            if not tries_left:
+                raise
+            time.sleep(5)
 
 
 def serve_run(

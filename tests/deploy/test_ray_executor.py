@@ -10,7 +10,7 @@ import ray
 from engine_harness import Engine, Reference, engine
 from parallel_cases import PAIR, PASS, greedy_tokens, law_samples, p_value
 
-from ray_cluster import Head
+from ray_cluster import Head, connect
 from sjd_vllm.build import BUILD_KEY
 
 WINDOW = 16
@@ -29,7 +29,7 @@ def driver(head: Head, cpu_as_gpu: Path) -> Iterator[None]:
 
     patch = pytest.MonkeyPatch()
     patch.setattr(type(current_platform), "ray_device_key", "GPU")
-    ray.init(address=head.address, log_to_driver=False)
+    connect(head.address)
     try:
         yield
     finally:

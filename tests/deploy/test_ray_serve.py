@@ -24,7 +24,7 @@ from ray import serve
 
 import sjd_vllm
 from live_server import free_port
-from ray_cluster import Head, descendants, is_alive, kill, ray_node, serve_run, titled
+from ray_cluster import Head, connect, descendants, is_alive, kill, ray_node, serve_run, titled
 from sjd_vllm.deploy.ray_serve import build
 
 ROUTE = "/v1/images/generations"
@@ -36,7 +36,7 @@ START_SECONDS = 300
 @pytest.fixture(scope="module")
 def driver(head: Head) -> Iterator[None]:
     """This process as a client of the cluster, to ask for the state of applications."""
-    ray.init(address=head.address, log_to_driver=False)
+    connect(head.address)
     try:
         yield
     finally:
