@@ -60,7 +60,7 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["sjd-vllm = sjd_vllm.images.cli:main"],
+        "console_scripts": ["sjd-vllm = sjd_vllm.cli:main"],
         # Other packages may bring families of checkpoints: group "sjd_vllm.families", see docs/add-a-model.md.
         "vllm.general_plugins": ["sjd_vllm = sjd_vllm.plugin:register"],
         # The same name: VLLM_PLUGINS lists the names that are allowed, in all groups.

@@ -14,6 +14,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
 
 from sjd_kernels.gumbel_choices_cpu import compile_now
+from sjd_vllm.build import BUILD_KEY, require_build
 from sjd_vllm.engine.cpu_threads import ThreadControl
 from sjd_vllm.engine.v1_runner import SJDRunnerMixin
 
@@ -46,8 +47,17 @@ class SJDCPUModelRunner(SJDRunnerMixin, CPUModelRunner):
         return output
 
 
+def _require_same_build(vllm_config: Any) -> None:
+    """Workers may run on other nodes than their engine. Raises OtherBuildError."""
+    require_build(vllm_config.additional_config[BUILD_KEY], vllm_config.model_config.model)
+
+
 class SJDGPUWorker(Worker):
     """A GPU worker whose runner drafts for itself."""
+
+    def init_device(self) -> None:
+        _require_same_build(self.vllm_config)
+        super().init_device()
 
     def _make_model_runner(self) -> Any:
         if self.use_v2_model_runner:
@@ -59,6 +69,7 @@ class SJDCPUWorker(CPUWorker):
     """A CPU worker whose runner drafts for itself."""
 
     def init_device(self) -> None:
+        _require_same_build(self.vllm_config)
         if self.model_config.dtype == torch.float32:
             # vLLM's own matrix product on a CPU compiles a kernel for every new number of tokens, and memory grows with
             # each. Windows make that number change from step to step; PyTorch's product takes any at the same speed.

@@ -15,12 +15,6 @@ from engine_harness import Engine, engine
 from family_harness import FullLogits, check_greedy_picture, check_law, check_two_ranks, check_window_logits
 from reference_chameleon import MetaReference, decode_pixels
 from safetensors.torch import load_file, save_file
-
-from sjd_vllm.models.chameleon.prompts import code_ids
-from sjd_vllm.models.chameleon.vq import ChameleonVQ, vq_shape
-from sjd_vllm.models.chameleon.weights import read_original
-from sjd_vllm.models.family import ImageFamily
-from sjd_vllm.models.registry import load_family
 from tiny_chameleon import (
     NUM_CODES,
     letters,
@@ -32,6 +26,12 @@ from tiny_chameleon import (
     write_original,
     write_vqgan,
 )
+
+from sjd_vllm.models.chameleon.prompts import code_ids
+from sjd_vllm.models.chameleon.vq import ChameleonVQ, vq_shape
+from sjd_vllm.models.chameleon.weights import read_original
+from sjd_vllm.models.family import ImageFamily
+from sjd_vllm.models.registry import load_family
 
 PROMPT = "a red house"
 LARGE = {"heads": 4, "kv_heads": 2, "swin_norm": True, "ranks": 2}  # what the 30B model has in small

@@ -15,12 +15,12 @@ from engine_harness import Engine, engine
 from family_harness import FullLogits, check_greedy_picture, check_law, check_two_ranks, check_window_logits
 from reference_chameleon import decode_pixels
 from safetensors.torch import load_file, save_file
+from tiny_chameleon import NUM_CODES, make_model, reference_of, vocabulary, vq_weights, write_lumina, write_vqgan
 
 from sjd_vllm.images.request import ImageRequest
 from sjd_vllm.models.family import ImageFamily, ImageSize
 from sjd_vllm.models.lumina_mgpt.family import crop_sizes
 from sjd_vllm.models.registry import load_family
-from tiny_chameleon import NUM_CODES, make_model, reference_of, vocabulary, vq_weights, write_lumina, write_vqgan
 
 PROMPT = "a red house"
 SIZES = {"heads": 4, "kv_heads": 4, "ranks": 2}  # two rows in the norms of queries and keys
@@ -82,7 +82,21 @@ def test_the_law_of_sampled_tokens(running: Engine, reference: FullLogits, famil
 def test_prompts(family: ImageFamily) -> None:
     """The template, the separator, begin of image, height, width; the unconditional prompt is the last three."""
     ids = vocabulary()
-    template = "Generate an image of 16x4 according to the following prompt: a red house".split()
+    template = [
+        "Generate",
+        "an",
+        "image",
+        "of",
+        "16x4",
+        "according",
+        "to",
+        "the",
+        "following",
+        "prompt:",
+        "a",
+        "red",
+        "house",
+    ]
     assert template.index("prompt:") == 9
     words = [*template[:9], "<unk>", "a", "red", "house"]  # the tiny tokenizer has no "prompt:"
     begin = ["<racm3:break>", "<reserved08801>", "<reserved08804>"]

@@ -20,9 +20,9 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sjd_vllm.models.checkpoint_files import weight_files
 from sjd_vllm.models.chameleon.config import vqgan_file
 from sjd_vllm.models.chameleon.weights import VQ_PREFIX
+from sjd_vllm.models.checkpoint_files import weight_files
 from sjd_vllm.models.pixel_attention import pixel_attention
 from sjd_vllm.models.tensors import Shape, differences, read_tensors, tensor_shapes
 
