@@ -253,7 +253,7 @@ def register_config_format() -> str:
         get_config_parser(CONFIG_FORMAT)
     except ValueError:
 
-        class LlamaGenConfigParser(ConfigParserBase):
+        class LlamaGenConfigParser(ConfigParserBase):  # type: ignore[misc]
             def parse(self, model: str | Path, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
                 path = Path(model)
                 file = path / "config.json"
