@@ -134,7 +134,7 @@ class LlamaGenFamily(ImageFamily):
         return array
 
     def encode_pixels(self, pixels: Pixels, size: ImageSize) -> Tensor:
-        scaled = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+        scaled = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
         return self._vq.encode(scaled)[0]
 
     def weight_files(self) -> list[Path]:
