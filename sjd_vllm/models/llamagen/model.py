@@ -31,7 +31,7 @@ from vllm.sequence import IntermediateTensors
 
 from sjd_vllm.models.llamagen.layout import UNUSED, LlamaGenShape
 from sjd_vllm.models.llamagen.prompts import project_captions
-from sjd_vllm.models.tensors import differences, state_dict
+from sjd_vllm.models.tensors import INERT_CLASSES, differences, state_dict
 
 
 class GridRotary(nn.Module):
@@ -146,7 +146,8 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE, SupportsQuant):  # ty
 
     def load_weights(self, weights: Iterable[tuple[str, Any]]) -> set[str]:
         """The release's names. Raises ValueError that names each tensor that is missing, misshapen or not known."""
-        tensors = state_dict(dict(weights))
+        with torch.serialization.safe_globals([*INERT_CLASSES]):  # vLLM's loader opens the file when asked for weights
+            tensors = state_dict(dict(weights))
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         problems = differences(self.shape.tensors, found, surplus=UNUSED)
         if problems:
