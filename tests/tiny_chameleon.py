@@ -70,6 +70,7 @@ def vq_weights(attn_resolutions: tuple[int, ...] = ()) -> dict[str, Tensor]:
         for name, tensor in weights.items():
             if "norm" in name:
                 tensor.normal_(mean=1.0 if name.endswith("weight") else 0.0, std=0.3)
+        weights["quant_conv.weight"].mul_(5)  # so that a picture's latents come near to many entries
     return weights
 
 
@@ -181,7 +182,7 @@ def write_anole(path: Path, model: Any) -> Path:
 
 
 def write_lumina(path: Path, model: Any, *, vqgan_folder: str = "original_tokenizers") -> Path:
-    """The layout of Alpha-VLLM/Lumina-mGPT-7B-768: no pixels, a row per rank in the norms, Meta's files put beside it."""
+    """The layout of Alpha-VLLM/Lumina-mGPT-7B-768: no pixels, a row per rank in the norms; Meta's files beside it."""
     config = model.config
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -225,7 +226,9 @@ def write_original(path: Path, *, heads: int = 2, kv_heads: int = 2, swin_norm: 
         means = {"weight": 1.0, "bias": 0.0}
         return {f"{n}.{p}": means[p] + 0.3 * torch.randn(size, generator=generator) for n in names for p in parts}
 
-    shared = norms(dim, ["norm", *(f"layers.{i}.{n}_norm" for i in range(2) for n in ("attention", "ffn"))], ("weight",))
+    shared = norms(
+        dim, ["norm", *(f"layers.{i}.{n}_norm" for i in range(2) for n in ("attention", "ffn"))], ("weight",)
+    )
     of_heads = [f"layers.{i}.attention.{n}_normalization" for i in range(2) for n in "qk"]
     for rank in range(ranks):
         tensors = {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in whole.items()}

@@ -1,4 +1,4 @@
-"""Configs that Transformers does not know, or that would name remote code, read by vLLM through a family's own reader."""
+"""Configs that Transformers does not know, or that would name remote code, read by vLLM with a family's reader."""
 
 from __future__ import annotations
 

@@ -15,12 +15,6 @@ from engine_harness import Engine, engine
 from family_harness import FullLogits, check_greedy_picture, check_law, check_two_ranks, check_window_logits
 from reference_chameleon import MetaReference, decode_pixels
 from safetensors.torch import load_file, save_file
-
-from sjd_vllm.models.chameleon.prompts import code_ids
-from sjd_vllm.models.chameleon.vq import ChameleonVQ, vq_shape
-from sjd_vllm.models.chameleon.weights import read_original
-from sjd_vllm.models.family import ImageFamily
-from sjd_vllm.models.registry import load_family
 from tiny_chameleon import (
     NUM_CODES,
     letters,
@@ -32,6 +26,12 @@ from tiny_chameleon import (
     write_original,
     write_vqgan,
 )
+
+from sjd_vllm.models.chameleon.prompts import code_ids
+from sjd_vllm.models.chameleon.vq import ChameleonVQ, vq_shape
+from sjd_vllm.models.chameleon.weights import read_original
+from sjd_vllm.models.family import ImageFamily
+from sjd_vllm.models.registry import load_family
 
 PROMPT = "a red house"
 LARGE = {"heads": 4, "kv_heads": 2, "swin_norm": True, "ranks": 2}  # what the 30B model has in small
@@ -94,7 +94,7 @@ def test_the_law_of_sampled_tokens(running: Engine, reference: FullLogits, famil
 
 
 def test_metas_layout_of_the_large_model(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms behind the blocks, grouped queries, a norm of heads for each of two ranks; on one rank of ours, and on two."""
+    """Norms behind the blocks, grouped queries, a norm of heads for each of two ranks; on one and two ranks of ours."""
     family, reference = family_of(large), MetaReference(large / "models" / "7b")
     with engine(large, window=8) as running:
         check_window_logits(running, reference, family, family.sizes[0], PROMPT, monkeypatch)
@@ -207,7 +207,9 @@ def test_what_is_wrong_with_the_weights_is_named(checkpoint: Path, tmp_path: Pat
         "the tensor decoder.conv_in.bias is missing",
     ]
     assert sorted(family_of(broken).problems()) == sorted(expected)
-    with pytest.raises(ValueError, match=r"v_proj\.weight is missing.*q_norm\.weight has the shape.*7\.extra is not known"):
+    with pytest.raises(
+        ValueError, match=r"v_proj\.weight is missing.*q_norm\.weight has the shape.*7\.extra is not known"
+    ):
         engine(broken).__enter__()
     (broken / "model.safetensors").unlink()
     assert family_of(broken).problems() == ["there are no weights (*.safetensors or *.bin)"]
@@ -224,7 +226,9 @@ def test_a_missing_pixel_decoder_is_named_with_its_place(checkpoint: Path, tmp_p
     (problem,) = family.problems()
     assert "the pixel decoder is missing: put vqgan.ckpt and vqgan.yaml into its subfolder tokenizer" in problem
     with pytest.raises(ValueError, match="Alpha-VLLM/Chameleon_7B_mGPT"):
-        family.decode_pixels([family.grammar(family.sizes[0]).tokens(torch.zeros(6, 6, dtype=torch.long))], family.sizes[0])
+        family.decode_pixels(
+            [family.grammar(family.sizes[0]).tokens(torch.zeros(6, 6, dtype=torch.long))], family.sizes[0]
+        )
     write_vqgan(folder / "tokenizer")
     assert family_of(folder).problems() == []
 

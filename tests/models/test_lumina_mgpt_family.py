@@ -1,4 +1,4 @@
-"""Lumina-mGPT on a tiny random checkpoint: sizes, size tokens, ends of lines; the decoder and the pixels are Chameleon's."""
+"""Lumina-mGPT on a tiny random checkpoint: sizes, size tokens, ends of lines; the rest is Chameleon's."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from engine_harness import Engine, engine
 from family_harness import FullLogits, check_greedy_picture, check_law, check_two_ranks, check_window_logits
 from reference_chameleon import decode_pixels
 from safetensors.torch import load_file, save_file
+from tiny_chameleon import NUM_CODES, make_model, reference_of, vocabulary, vq_weights, write_lumina, write_vqgan
 
 from sjd_vllm.images.request import ImageRequest
 from sjd_vllm.models.family import ImageFamily, ImageSize
 from sjd_vllm.models.lumina_mgpt.family import crop_sizes
 from sjd_vllm.models.registry import load_family
-from tiny_chameleon import NUM_CODES, make_model, reference_of, vocabulary, vq_weights, write_lumina, write_vqgan
 
 PROMPT = "a red house"
 SIZES = {"heads": 4, "kv_heads": 4, "ranks": 2}  # two rows in the norms of queries and keys
@@ -65,7 +65,9 @@ def test_logits_of_prompts_and_windows(
 def test_greedy_pictures_of_three_shapes_are_the_references_also_on_two_ranks(
     running: Engine, reference: FullLogits, family: ImageFamily, checkpoint: Path
 ) -> None:
-    pictures = [check_greedy_picture(running, reference, family, size, PROMPT) for size in (family.sizes[0], WIDE, TALL)]
+    pictures = [
+        check_greedy_picture(running, reference, family, size, PROMPT) for size in (family.sizes[0], WIDE, TALL)
+    ]
     check_two_ranks(checkpoint, family, TALL, PROMPT, pictures[2])
     ids = vocabulary()
     assert [token for token in pictures[0] if token == ids["<reserved08799>"]] == pictures[0][4:21:5]
@@ -80,9 +82,8 @@ def test_the_law_of_sampled_tokens(running: Engine, reference: FullLogits, famil
 def test_prompts(family: ImageFamily) -> None:
     """The template, the separator, begin of image, height, width; the unconditional prompt is the last three."""
     ids = vocabulary()
-    template = "Generate an image of 16x4 according to the following prompt: a red house".split()
-    assert template.index("prompt:") == 9
-    words = [*template[:9], "<unk>", "a", "red", "house"]  # the tiny tokenizer has no "prompt:"
+    template = ("Generate", "an", "image", "of", "16x4", "according", "to", "the", "following")
+    words = [*template, "<unk>", "a", "red", "house"]  # the tiny tokenizer has no "prompt:"
     begin = ["<racm3:break>", "<reserved08801>", "<reserved08804>"]
     expected = [ids[token] for token in ("<s>", *words, "<reserved08706>", *begin)]
     assert family.prompt_token_ids(PROMPT, WIDE) == expected
@@ -96,7 +97,7 @@ def test_prompts(family: ImageFamily) -> None:
 
 
 def test_sizes_are_the_authors() -> None:
-    """The first and last of those for 512, as lists of them in public say, against the walk that the authors describe."""
+    """The first and last for 512, as public lists of them have it, and the walk along the area that the authors do."""
     units = crop_sizes((512 // 32) ** 2)
     sizes = [f"{width * 32}x{height * 32}" for width, height in units]
     assert sizes[:8] == ["1024x256", "992x256", "960x256", "928x256", "896x256", "896x288", "864x288", "832x288"]
@@ -130,8 +131,8 @@ def test_the_target_size_is_in_the_name_or_the_config(checkpoint: Path, tmp_path
         sizes("renamed", sjd={"target_size": 10})
     with pytest.raises(ValueError, match="whole number of pixels; got '8x8'"):
         sizes("renamed", sjd={"target_size": "8x8"})
-    with pytest.raises(ValueError, match="no token '<reserved08806>'"):
-        sizes("renamed", sjd={"target_size": 12})
+    with pytest.raises(ValueError, match="no token '<reserved08808>'"):
+        sizes("renamed", sjd={"target_size": 16})
     # a picture of the square needs 21 positions, the tall ones 25
     assert "4x16" not in sizes("renamed", sjd={"target_size": 8}, max_position_embeddings=24)
     with pytest.raises(ValueError, match="size must be one of 8x8, 16x4"):

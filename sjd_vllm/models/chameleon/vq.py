@@ -10,6 +10,7 @@ Where the weights are looked for, in this order: `vqgan.ckpt` with `vqgan.yaml` 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,9 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sjd_vllm.models.checkpoint_files import weight_files
 from sjd_vllm.models.chameleon.config import vqgan_file
 from sjd_vllm.models.chameleon.weights import VQ_PREFIX
+from sjd_vllm.models.checkpoint_files import weight_files
 from sjd_vllm.models.pixel_attention import pixel_attention
 from sjd_vllm.models.tensors import Shape, differences, read_tensors, tensor_shapes
 
@@ -190,7 +191,7 @@ class Level(nn.Module):
 
     def __init__(self, channels: list[int], has_attention: bool, resample: tuple[str, nn.Module] | None) -> None:
         super().__init__()
-        pairs = list(zip(channels, channels[1:], strict=False))
+        pairs = list(itertools.pairwise(channels))
         self.block = nn.ModuleList(ResnetBlock(before, after) for before, after in pairs)
         self.attn = nn.ModuleList(AttnBlock(after) for _, after in pairs if has_attention)
         self._resample = resample[0] if resample else None
