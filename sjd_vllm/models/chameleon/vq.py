@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -302,7 +302,7 @@ class ChameleonVQ(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes long [B, rows, columns], any number of rows -> pixels [B, 3, height, width], about [-1, 1]."""
         pixels = codes.shape[1] * codes.shape[2] * self.shape.pixels_per_code**2
-        return torch.cat([self._decode(few) for few in codes.split(max(1, _PIXELS_AT_ONCE // max(1, pixels)))])
+        return torch.cat([self._decode(few) for few in torch.split(codes, max(1, _PIXELS_AT_ONCE // max(1, pixels)))])
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
