@@ -94,7 +94,7 @@ def test_the_law_of_sampled_tokens(running: Engine, reference: FullLogits, famil
 
 
 def test_metas_layout_of_the_large_model(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms behind the blocks, grouped queries, a norm of heads for each of two ranks; on one rank of ours, and on two."""
+    """Norms behind the blocks, grouped queries, a norm of heads for each of two ranks; on one and two ranks of ours."""
     family, reference = family_of(large), MetaReference(large / "models" / "7b")
     with engine(large, window=8) as running:
         check_window_logits(running, reference, family, family.sizes[0], PROMPT, monkeypatch)

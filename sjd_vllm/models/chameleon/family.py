@@ -1,8 +1,8 @@
 """Chameleon and Anole: 512 x 512 pixels in 32 x 32 codes, no other tokens between or behind them.
 
 Checkpoints: GAIR/Anole-7b-v0.1 (Meta's layout), leloy/Anole-7b-v0.1-hf (the Hugging Face conversion, with the pixel
-decoder), and any other Chameleon in either layout. Meta's own facebook/chameleon-7b and -30b load too, but were released
-without the ability to write pictures. `config`: layouts; `vq`: where the pixel decoder is looked for.
+decoder), and any other Chameleon in either layout. Meta's own facebook/chameleon-7b and -30b load too, but were
+released without the ability to write pictures. `config`: layouts; `vq`: where the pixel decoder is looked for.
 """
 
 from __future__ import annotations
