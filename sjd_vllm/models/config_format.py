@@ -1,4 +1,4 @@
-"""Configs that Transformers does not know, or that name remote code: vLLM reads them through a family's own reader."""
+"""Configs that Transformers does not know, or that name remote code, read by vLLM through a family's own reader."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def register_config_format(name: str, served_config: Callable[[Path, dict[str, A
 
         class FamilyConfigParser(ConfigParserBase):
             def parse(self, model: str | Path, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
-                config = json.loads((Path(model) / "config.json").read_text())
+                file = Path(model) / "config.json"  # original releases may have none
+                config = json.loads(file.read_text()) if file.is_file() else {}
                 return config, served_config(Path(model), config)
 
         register_config_parser(name)(FamilyConfigParser)
