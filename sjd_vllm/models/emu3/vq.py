@@ -65,7 +65,7 @@ class Emu3VQ:
     def decode(self, codes: Tensor) -> Tensor:
         """Codes long [B, rows, columns], any number of rows -> pixels [B, 3, height, width], about [-1, 1]."""
         pixels = codes[0].numel() * self._model.spatial_scale_factor**2
-        return torch.cat([self._decode(few) for few in codes.split(max(1, _PIXELS_AT_ONCE // pixels))])
+        return torch.cat([self._decode(few) for few in torch.split(codes, max(1, _PIXELS_AT_ONCE // pixels))])
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

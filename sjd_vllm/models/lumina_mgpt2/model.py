@@ -47,9 +47,9 @@ class HeadNorm(nn.Module):
 
     def forward(self, heads: Tensor) -> Tensor:
         """[N, local heads * head_dim] -> the same."""
-        split = heads.unflatten(-1, (self.num_local_heads, self.head_dim))
+        split = heads.view(-1, self.num_local_heads, self.head_dim)
         normed = F.layer_norm(split, (self.head_dim,), eps=1e-5)
-        return (normed * self.weight + self.bias).flatten(-2)
+        return (normed * self.weight + self.bias).view(heads.shape)
 
 
 class NormedAttention(LlamaAttention):
