@@ -104,7 +104,7 @@ def _stock(max_batch_size: int, window: int) -> Any:
     from sjd_vllm.images.pipeline import ImagePipeline
 
     pipeline = ImagePipeline(num_speculative_tokens=window, max_batch_size=max_batch_size)
-    settings = engine_settings(pipeline.model, pipeline.config, max_batch_size, pipeline.max_model_len)
+    settings = engine_settings(pipeline.family, pipeline.config, max_batch_size, pipeline.max_model_len)
     del settings["speculative_config"]
     llm = LLMEngine.from_engine_args(
         EngineArgs(model=str(pipeline.model), skip_tokenizer_init=True, disable_log_stats=True, **settings)

@@ -162,7 +162,7 @@ def bytes_per_picture(samples: list[tuple[float, int, int]]) -> float:
 
 def _sizes() -> list[str]:
     from sjd_vllm.demo import checkpoint_path
-    from sjd_vllm.models.family import load_family
+    from sjd_vllm.models.registry import load_family
 
     family = load_family(checkpoint_path())
     assert family is not None

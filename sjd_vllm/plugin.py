@@ -14,6 +14,7 @@ from typing import Any
 
 from sjd_vllm.build import BUILD_KEY, installed_build
 from sjd_vllm.config import ConfigError, SJDConfig
+from sjd_vllm.models.registry import architectures, load_family
 
 _METHOD = "sjd"
 _PATCHED = "_sjd_vllm_patched"
@@ -26,13 +27,19 @@ _OWN_PATHS = {
 
 
 def register() -> None:
-    """Entry point of vLLM's general plugins; may be called any number of times."""
+    """Entry point of vLLM's general plugins; may be called any number of times.
+
+    Beside the patches, it tells vLLM the model classes of the image families, by name only.
+    """
+    from vllm import ModelRegistry
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.input_processor import InputProcessor
 
     if getattr(EngineArgs, _PATCHED, False):
         return
     setattr(EngineArgs, _PATCHED, True)
+    for name, model_class in architectures():
+        ModelRegistry.register_model(name, model_class)
     _add_flags(EngineArgs)
     _rewrite_method(EngineArgs)
     _admit_requests(InputProcessor)
@@ -128,6 +135,10 @@ def _configure(args: Any) -> None:
             "async_scheduling",
             "async_scheduling cannot be combined with speculative Jacobi decoding; leave it out.",
         )
+    family = load_family(args.model)
+    for name, value in (family.engine_args if family is not None else {}).items():
+        if getattr(args, name) == type(args).__dataclass_fields__[name].default:
+            setattr(args, name, value)
     args.spec_method = args.spec_model = args.spec_tokens = None
     args.speculative_config = {
         "method": "custom_class",

@@ -37,9 +37,11 @@ class Engine:
         driver = getattr(core.model_executor, "driver_worker", None)
         self.runner = driver and driver.worker.model_runner
 
-    def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[list[list[int]]]:
-        """Token ids of every prompt's outputs."""
-        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+    def generate(
+        self, prompts: Sequence[Sequence[int] | dict[str, Any]], params: Sequence[SamplingParams]
+    ) -> list[list[list[int]]]:
+        """Token ids of every prompt's outputs; a prompt is token ids, or vLLM's form of any other."""
+        given = [prompt if isinstance(prompt, dict) else {"prompt_token_ids": list(prompt)} for prompt in prompts]
         outputs = self.llm.generate(given, list(params), use_tqdm=False)
         return [[list(completion.token_ids) for completion in output.outputs] for output in outputs]
 

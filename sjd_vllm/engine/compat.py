@@ -45,6 +45,8 @@ PRIVATE_NAMES = (
     PrivateName(_RUNNER, "GPUModelRunner._on_request_state_removed", "overridden: frees a request's window"),
     PrivateName("vllm.v1.worker.gpu_worker", "Worker._make_model_runner", "overridden: builds our runner on a GPU"),
     PrivateName("vllm.v1.worker.cpu_worker", "CPUWorker.init_device", "extended: the CPU worker hard-codes its runner"),
+    PrivateName(_RUNNER, "GPUModelRunner.execute_model", "extended on a CPU: threads by the size of the step"),
+    PrivateName("vllm._custom_ops", "_supports_onednn", "set: float32 products on a CPU are PyTorch's"),
     PrivateName("vllm.v1.worker.cpu_model_runner", "CPUModelRunner", "base of our runner on a CPU"),
     PrivateName(_SCHEDULER, "Scheduler.schedule", "extended: both halves of a pair are preempted together"),
     PrivateName(_SCHEDULER, "Scheduler.update_from_output", "extended: rolls an unpaired half back by one token"),

@@ -22,7 +22,7 @@ from sjd_vllm.images.api_protocol import MAX_BODY_BYTES, ApiError, ImagesRequest
 from sjd_vllm.images.api_service import ImagesService
 from sjd_vllm.images.api_stream import PictureEvents, PictureStream
 from sjd_vllm.images.playground import PAGE_ROUTE, playground_page
-from sjd_vllm.models.family import load_family
+from sjd_vllm.models.registry import load_family
 
 ROUTE = "/v1/images/generations"
 OPTIONS_ROUTE = "/v1/images/options"
@@ -99,7 +99,7 @@ async def _generate(raw_request: Request) -> Response:
         service = _service(raw_request)
         deadline = deadline_after(service.limits.request_timeout)
         request = ImagesRequest.parse(await _body(raw_request, service.limits.client_timeout))
-        pictures = service.plan(request)
+        pictures = await _while_connected(raw_request, service.plan(request), deadline)
         record.begin(len(pictures), str(pictures[0].size), is_stream=bool(request.stream))
         if request.stream:
             stream = PictureStream(service, request, pictures[0], request_id, deadline, record)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from sjd_vllm.config import SJDConfig
-from sjd_vllm.images.environment import prepare_environment
+from sjd_vllm.images.environment import max_cpu_threads, prepare_environment
 from sjd_vllm.images.request import PictureRequest
+from sjd_vllm.models.family import ImageFamily
 
 # Called with the index of a picture that got tokens and how many it has by now.
 TokenProgress = Callable[[int, int], None]
+# Called with the index of a picture that is finished, and the picture.
+Finished = Callable[[int, "DecodedPicture"], None]
 
 _KV_BLOCK_SIZE = 128  # tokens in a KV block of vLLM's CPU build
 
@@ -31,11 +32,11 @@ class DecodedPicture:
 
     token_ids: list[int]
     started: float
-    num_steps: int = 0
+    tokens_by_step: list[int] = field(default_factory=list)
     seconds: float = 0.0
 
 
-def engine_settings(model: Path, config: SJDConfig, max_batch_size: int, max_model_len: int) -> dict[str, Any]:
+def engine_settings(family: ImageFamily, config: SJDConfig, max_batch_size: int, max_model_len: int) -> dict[str, Any]:
     """Fields of `vllm.EngineArgs` for decoding so many pictures at once; the arguments as in `PictureEngine`."""
     from vllm.platforms import current_platform
 
@@ -50,9 +51,11 @@ def engine_settings(model: Path, config: SJDConfig, max_batch_size: int, max_mod
         "max_model_len": max_model_len,
     }
     if current_platform.is_cpu():
+        if not config.max_cpu_threads:
+            settings["speculative_config"]["max_cpu_threads"] = max_cpu_threads()
         settings["dtype"] = "float32"
         settings["enforce_eager"] = True
-        settings["kv_cache_memory_bytes"] = _kv_cache_bytes(model, max_num_seqs, max_model_len)
+        settings["kv_cache_memory_bytes"] = _kv_cache_bytes(family, max_num_seqs, max_model_len)
     return settings
 
 
@@ -60,7 +63,7 @@ class PictureEngine:
     """Starts vLLM with method "sjd" and drives it step by step.
 
     Args:
-        model: the checkpoint's folder.
+        family: of the checkpoint.
         config: window and strategies.
         max_batch_size: how many pictures are decoded at once; each takes two sequences of vLLM's under guidance.
         max_model_len: tokens of the longest sequence.
@@ -68,7 +71,12 @@ class PictureEngine:
     """
 
     def __init__(
-        self, model: Path, config: SJDConfig, max_batch_size: int, max_model_len: int, engine_args: dict[str, Any]
+        self,
+        family: ImageFamily,
+        config: SJDConfig,
+        max_batch_size: int,
+        max_model_len: int,
+        engine_args: dict[str, Any],
     ) -> None:
         prepare_environment()
         from vllm import EngineArgs, LLMEngine
@@ -79,7 +87,7 @@ class PictureEngine:
         # vLLM finds the plugin by itself, unless VLLM_PLUGINS names others or the package runs uninstalled.
         register()
         settings = {
-            **engine_settings(model, config, max_batch_size, max_model_len),
+            **engine_settings(family, config, max_batch_size, max_model_len),
             "per_request_spec_decode_metrics": "detailed",
             "skip_tokenizer_init": True,
             "disable_log_stats": True,
@@ -87,7 +95,7 @@ class PictureEngine:
         if current_platform.is_cpu():
             # The variable alone would be too late if torch was imported before us.
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        self._llm = LLMEngine.from_engine_args(EngineArgs(model=str(model), **{**settings, **engine_args}))
+        self._llm = LLMEngine.from_engine_args(EngineArgs(model=str(family.path), **{**settings, **engine_args}))
         self._next_id = itertools.count()
         self.max_batch_size = max_batch_size
 
@@ -97,6 +105,7 @@ class PictureEngine:
         *,
         batch_size: int | None = None,
         on_tokens: TokenProgress | None = None,
+        on_finished: Finished | None = None,
     ) -> list[DecodedPicture]:
         """Decode the pictures, at most `batch_size` of them at a time, and return them in the order given."""
         waiting = deque(enumerate(requests))
@@ -107,15 +116,17 @@ class PictureEngine:
             while waiting or running:
                 while waiting and len(running) < slots:
                     index, request = waiting.popleft()
-                    decoded[index] = DecodedPicture([], time.perf_counter())
+                    decoded[index] = DecodedPicture(list(request.given_token_ids), time.perf_counter())
                     running[self._submit(request)] = index
                 for output in self._llm.step():
                     index = running[output.request_id]
-                    _record(decoded[index], output)
+                    _record(decoded[index], requests[index], output)
                     if on_tokens is not None:
                         on_tokens(index, len(decoded[index].token_ids))
                     if output.finished:
                         del running[output.request_id]
+                        if on_finished is not None:
+                            on_finished(index, decoded[index])
         finally:
             # After an error or Ctrl-C; the engine stays usable.
             if running:
@@ -133,26 +144,22 @@ class PictureEngine:
 
     def _submit(self, request: PictureRequest) -> str:
         request_id = str(next(self._next_id))
-        self._llm.add_request(request_id, {"prompt_token_ids": request.prompt_token_ids}, request.sampling_params())
+        self._llm.add_request(request_id, request.engine_prompt, request.sampling_params())
         return request_id
 
 
-def _record(picture: DecodedPicture, output: Any) -> None:
+def _record(picture: DecodedPicture, request: PictureRequest, output: Any) -> None:
     completion = output.outputs[0]
     picture.token_ids.extend(completion.token_ids)
     if output.finished:
         picture.seconds = time.perf_counter() - picture.started
         metrics = completion.spec_decode_metrics
-        # Every forward that gives tokens gives one more than the drafts it accepted.
-        picture.num_steps = len(picture.token_ids) - sum(metrics.per_step_accepted if metrics else ())
+        # A forward gives one more than the drafts it accepted.
+        accepted = metrics.per_step_accepted if metrics else [0] * request.num_new_tokens
+        picture.tokens_by_step = [count + 1 for count in accepted]
 
 
-def _kv_cache_bytes(model: Path, num_sequences: int, max_model_len: int) -> int:
+def _kv_cache_bytes(family: ImageFamily, num_sequences: int, max_model_len: int) -> int:
     """Memory for the keys and values of so many full sequences in float32, and no more: nothing else is cached."""
-    config = json.loads((model / "config.json").read_text())
-    config = config.get("text_config", config)
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    token_bytes = 2 * 4 * config["num_hidden_layers"] * config.get("num_key_value_heads", heads) * head_dim
     blocks = num_sequences * -(-max_model_len // _KV_BLOCK_SIZE) + 1  # vLLM keeps one block for itself
-    return int(blocks * _KV_BLOCK_SIZE * token_bytes)
+    return blocks * _KV_BLOCK_SIZE * family.shape.kv_bytes_per_token(4)

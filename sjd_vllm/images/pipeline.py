@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from sjd_vllm.config import ConfigError, SJDConfig, check_int
 from sjd_vllm.images.engine import DecodedPicture, PictureEngine
 from sjd_vllm.images.environment import prepare_environment
 from sjd_vllm.images.picture import GenerationResult, Picture
+from sjd_vllm.images.pixel_decoder import DecodedPixels, PixelDecoder
 from sjd_vllm.images.request import ImageRequest, PictureRequest
-from sjd_vllm.models.family import ImageFamily, ImageSize, load_family
+from sjd_vllm.models.family import ImageFamily
+from sjd_vllm.models.registry import load_family
 
 # Called with the rows of image tokens that are complete and the rows there will be, over all pictures.
 Progress = Callable[[int, int], None]
-
-_PIXEL_BATCH = 16  # pictures decoded to pixels at once
 
 
 class ImagePipeline:
@@ -31,6 +31,7 @@ class ImagePipeline:
         num_speculative_tokens: draft tokens in the window, 0 to 128; a request may ask for fewer.
         redraft: how drafts are refreshed, one of `sjd_vllm.config.REDRAFT_NAMES`.
         first_guess: how new drafts are made, one of `sjd_vllm.config.FIRST_GUESS_NAMES`.
+        reuse_threshold: of the redrafts `reuse` and `reuse_biased`.
         max_batch_size: pictures decoded at once.
         engine_args: anything else that `vllm.EngineArgs` takes, for example dtype or tensor_parallel_size.
 
@@ -47,6 +48,7 @@ class ImagePipeline:
         num_speculative_tokens: int | None = None,
         redraft: str | None = None,
         first_guess: str | None = None,
+        reuse_threshold: float | None = None,
         max_batch_size: int = 8,
         **engine_args: Any,
     ) -> None:
@@ -55,20 +57,22 @@ class ImagePipeline:
             "num_speculative_tokens": num_speculative_tokens,
             "redraft": redraft,
             "first_guess": first_guess,
+            "reuse_threshold": reuse_threshold,
         }
         self.config = SJDConfig.from_mapping({name: value for name, value in given.items() if value is not None})
         self.model = _checkpoint(model)
         self.family = _family(self.model)
-        self.max_model_len = _max_model_len(self.model, engine_args.pop("max_model_len", None))
+        self.max_model_len = _max_model_len(self.family, engine_args.pop("max_model_len", None))
         self.max_batch_size = max_batch_size
         self._engine_args = engine_args
         self._engine: PictureEngine | None = None
+        self._pixel_decoder = PixelDecoder(self.family)
 
     def start(self) -> None:
         """Start the engine unless it runs already; takes some seconds."""
         if self._engine is None:
             self._engine = PictureEngine(
-                self.model, self.config, self.max_batch_size, self.max_model_len, self._engine_args
+                self.family, self.config, self.max_batch_size, self.max_model_len, self._engine_args
             )
 
     def close(self) -> None:
@@ -99,6 +103,8 @@ class ImagePipeline:
         num_speculative_tokens: int | None = None,
         redraft: str | None = None,
         first_guess: str | None = None,
+        init_image: bytes | None = None,
+        keep_rows: int | None = None,
         progress: Progress | None = None,
     ) -> GenerationResult:
         """Make n pictures of each prompt.
@@ -130,6 +136,8 @@ class ImagePipeline:
                 num_speculative_tokens=num_speculative_tokens,
                 redraft=redraft,
                 first_guess=first_guess,
+                init_image=init_image,
+                keep_rows=keep_rows,
             )
             for one_prompt, one_seed in zip(prompts, seeds, strict=True)
         ]
@@ -154,30 +162,26 @@ class ImagePipeline:
         assert self._engine is not None
         started = time.perf_counter()
         counter = _RowCounter(self.family, requests, progress)
-        decoded = self._engine.decode(requests, batch_size=batch_size, on_tokens=counter.update)
-        seconds = time.perf_counter() - started
-        images = self._pixels(requests, decoded)
-        pictures = [
-            Picture(request, image, done.token_ids, done.num_steps, done.seconds)
-            for request, image, done in zip(requests, images, decoded, strict=True)
-        ]
-        return GenerationResult(pictures, seconds)
+        pixels: dict[int, Future[DecodedPixels]] = {}
 
-    def _pixels(self, requests: Sequence[PictureRequest], decoded: Sequence[DecodedPicture]) -> list[Image.Image]:
-        by_size: dict[ImageSize, list[int]] = {}
-        for index, (request, done) in enumerate(zip(requests, decoded, strict=True)):
+        def begin_pixels(index: int, done: DecodedPicture) -> None:
+            request = requests[index]
             if len(done.token_ids) != request.num_tokens:
                 raise RuntimeError(
                     f"the engine ended a picture after {len(done.token_ids)} of {request.num_tokens} tokens"
                 )
-            by_size.setdefault(request.size, []).append(index)
-        images: dict[int, Image.Image] = {}
-        for size, indices in by_size.items():
-            for start in range(0, len(indices), _PIXEL_BATCH):
-                batch = indices[start : start + _PIXEL_BATCH]
-                pixels = self.family.decode_pixels([decoded[index].token_ids for index in batch], size)
-                images.update(zip(batch, map(Image.fromarray, pixels), strict=True))
-        return [images[index] for index in range(len(requests))]
+            pixels[index] = self._pixel_decoder.decode(done.token_ids, request.size)
+
+        decoded = self._engine.decode(
+            requests, batch_size=batch_size, on_tokens=counter.update, on_finished=begin_pixels
+        )
+        seconds = time.perf_counter() - started
+        images = [Image.fromarray(pixels[index].result().pixels) for index in range(len(requests))]
+        pictures = [
+            Picture(request, image, done.token_ids, done.tokens_by_step, done.seconds)
+            for request, image, done in zip(requests, images, decoded, strict=True)
+        ]
+        return GenerationResult(pictures, seconds)
 
 
 class _RowCounter:
@@ -202,11 +206,8 @@ def _checkpoint(model: str | Path | None) -> Path:
 
         return Path(checkpoint_path())
     path = Path(model).expanduser()
-    if not (path / "config.json").is_file():
-        found = "has no config.json" if path.is_dir() else "is not a folder"
-        raise ConfigError("model", f"model must be the folder of a checkpoint; {str(model)!r} {found}.")
-    if not any(path.glob("*.safetensors")):
-        raise ConfigError("model", f"the checkpoint in {str(model)!r} has no weights (*.safetensors).")
+    if not path.is_dir():
+        raise ConfigError("model", f"model must be the folder of a checkpoint; {str(model)!r} is not a folder.")
     return path
 
 
@@ -214,19 +215,20 @@ def _family(model: Path) -> ImageFamily:
     prepare_environment()
     try:
         family = load_family(model)
+        problems = family.problems() if family is not None else []
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ConfigError("model", f"the checkpoint in {model} cannot be read: {error}") from error
     if family is None:
-        raise ConfigError("model", f"the checkpoint in {model} is not of an image family that sjd-vllm knows.")
+        found = "is not of" if (model / "config.json").is_file() else "has no config.json and no other sign of"
+        raise ConfigError("model", f"the checkpoint in {model} {found} an image family that sjd-vllm knows.")
+    if problems:
+        more = f" (and {len(problems) - 1} more; sjd-vllm check lists them)" if len(problems) > 1 else ""
+        raise ConfigError("model", f"the checkpoint in {model} cannot be used: {problems[0]}{more}.")
     return family
 
 
-def _max_model_len(model: Path, asked: int | None) -> int:
-    config = json.loads((model / "config.json").read_text())
-    longest = config.get("text_config", config).get("max_position_embeddings")
-    if not isinstance(longest, int):
-        raise ConfigError("model", f"the config of the checkpoint in {model} lacks max_position_embeddings.")
+def _max_model_len(family: ImageFamily, asked: int | None) -> int:
     if asked is None:
-        return longest
-    check_int("max_model_len", asked, 1, longest)
+        return family.shape.max_positions
+    check_int("max_model_len", asked, 1, family.shape.max_positions)
     return asked

@@ -86,10 +86,11 @@ class ServerSettings:
             max_batch_size=self.max_batch_size,
         )
         settings = {
-            **engine_settings(pipeline.model, pipeline.config, self.max_batch_size, pipeline.max_model_len),
+            **engine_settings(pipeline.family, pipeline.config, self.max_batch_size, pipeline.max_model_len),
             "additional_config": {LIMITS_KEY: dataclasses.asdict(self.limits)},
             "shutdown_timeout": _SHUTDOWN_SECONDS,
             "load_format": "safetensors",  # vLLM would take pickled weights as well
+            **pipeline.family.engine_args,
             "served_model_name": "demo" if self.model is None else pipeline.model.resolve().name,
         }
         allowed = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]

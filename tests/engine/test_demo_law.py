@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from sjd_vllm.core import martingale_z_scores, process_target
 from sjd_vllm.demo import captions, checkpoint_path
-from sjd_vllm.models.family import load_family
+from sjd_vllm.models.registry import load_family
 
 NUM_PICTURES = 24
 LIMIT = 4.0

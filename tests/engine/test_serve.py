@@ -10,7 +10,7 @@ import pytest
 
 from live_server import live_server, metric, wait_until_idle
 from sjd_vllm.demo import checkpoint_path
-from sjd_vllm.models.family import load_family
+from sjd_vllm.models.registry import load_family
 
 FAMILY = load_family(checkpoint_path())
 assert FAMILY is not None

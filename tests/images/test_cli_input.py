@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sjd_vllm.images.cli import main
+from sjd_vllm.cli import main
 from sjd_vllm.images.pipeline import ImagePipeline
 
 COMMAND = str(Path(sys.executable).parent / "sjd-vllm")
@@ -50,7 +50,7 @@ def _no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("generate --prompts-file missing.txt -o a.png MODEL", "cannot read prompts from 'missing.txt'"),
         ("generate --prompts-file latin.txt -o a.png MODEL", "cannot read prompts from 'latin.txt'"),
         ("generate x -o a.png --model missing", "'missing' is not a folder"),
-        ("generate x -o a.png --model .", "'.' has no config.json"),
+        ("generate x -o a.png --model .", "has no config.json"),
         ("generate x -o a.png --model text-model", "not of an image family"),
         ("generate x -o a.png --model broken", "cannot be read"),
         ("generate x -o missing/a.png MODEL", "cannot write to the folder 'missing'"),
@@ -127,7 +127,7 @@ def test_the_installed_command_says_the_same(arguments: list[str], tmp_path: Pat
 
 def test_settings_are_checked_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     program = (
-        "import sys; from sjd_vllm.images.cli import main;"
+        "import sys; from sjd_vllm.cli import main;"
         "code = main(['generate', 'x', '-o', 'a.png', '--top-p', '2']);"
         "sys.exit(code if not {'torch', 'vllm', 'transformers'} & sys.modules.keys() else 3)"
     )

@@ -9,7 +9,8 @@ import pytest
 
 from sjd_vllm.config import ConfigError
 from sjd_vllm.images.request import ImageRequest, PictureRequest
-from sjd_vllm.models.family import ImageFamily, load_family
+from sjd_vllm.models.family import ImageFamily
+from sjd_vllm.models.registry import load_family
 
 
 @pytest.fixture

@@ -8,14 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from sjd_vllm.models.family import load_family
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
+from sjd_vllm.models.registry import load_family
 
 EOL, EOI = 40, 5
 
 
 def grammar(*, eol: int | None = EOL, eoi: int | None = EOI) -> ImageGrammar:
-    return grid_grammar(first_code_id=10, num_codes=8, rows=2, columns=3, eol_token_id=eol, eoi_token_id=eoi)
+    return grid_grammar(
+        code_ids=range(10, 18),
+        rows=2,
+        columns=3,
+        end_of_row=[] if eol is None else [eol],
+        end_of_image=[] if eoi is None else [eoi],
+    )
 
 
 def test_rows_end_with_end_of_line_and_the_picture_with_end_of_image() -> None:
@@ -72,7 +78,7 @@ def test_a_position_without_a_legal_id_is_refused() -> None:
             row_stride=g.row_stride,
             grid=g.grid,
             code_positions=g.code_positions,
-            first_code_id=g.first_code_id,
+            code_of_column=g.code_of_column,
         )
 
 
@@ -86,3 +92,27 @@ def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"sjd": {"family": "dome"}}))
     with pytest.raises(ValueError, match="known are demo"):
         load_family(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_tokens_of_codes_are_the_inverse_with_what_is_forced(rows: int) -> None:
+    g = grammar()
+    codes = torch.tensor([[0, 1, 2], [3, 4, 7]])[:rows]
+    tokens = g.tokens(codes)
+    assert tokens == [10, 11, 12, EOL, 13, 14, 17, EOL, EOI][: [0, 4, 9][rows]]
+    assert g.codes(tokens).tolist() == codes.tolist()
+
+
+def test_ids_of_codes_need_no_order() -> None:
+    g = grid_grammar(code_ids=[30, 7, 12], rows=1, columns=3, end_of_row=[9, 8], end_of_image=[9, 2])
+    assert g.codes([12, 30, 7, 9, 8, 9, 2]).tolist() == [[2, 0, 1]]
+    assert g.tokens(torch.tensor([[2, 0, 1]])) == [12, 30, 7, 9, 8, 9, 2]
+    assert g.row_stride == 5
+    with pytest.raises(ValueError, match="different"):
+        grid_grammar(code_ids=[3, 4], rows=1, columns=2, end_of_image=[4])
+
+
+@pytest.mark.parametrize("codes", [[[0, 1]], [[0, 1, 2]] * 3, [[0, 1, 8]], [[0, -1, 2]]])
+def test_codes_that_do_not_fit_are_refused(codes: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="codes"):
+        grammar().tokens(torch.tensor(codes))

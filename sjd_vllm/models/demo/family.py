@@ -6,12 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from sjd_vllm.models.demo.prompts import DemoPrompts
 from sjd_vllm.models.demo.vq import DemoVQ
-from sjd_vllm.models.family import ImageFamily, ImageSize, SamplingDefaults
+from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
 
 
@@ -19,23 +19,29 @@ class DemoFamily(ImageFamily):
     """The shipped model; every figure it needs stands in the checkpoint's config.json under "sjd"."""
 
     name = "demo"
+    can_encode = True
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         sjd = config["sjd"]
         self.path = path
         height, width = sjd["image_size"]
-        self.sizes = (ImageSize(width, height),)
-        self.defaults = SamplingDefaults(**sjd["defaults"])
-        self.examples = tuple(sjd.get("examples", ()))
         rows, columns = sjd["grid"]
-        self._grammar = grid_grammar(
-            first_code_id=sjd["image_token_start"],
-            num_codes=sjd["num_image_tokens"],
-            rows=rows,
-            columns=columns,
-            eol_token_id=sjd["eol_token_id"],
-            eoi_token_id=sjd["eoi_token_id"],
-        )
+        # A picture is written from the top, so its upper rows alone are a wide picture of the same law.
+        num_rows = [rows, *sjd.get("fewer_rows", [])]
+        self.sizes = tuple(ImageSize(width, height // rows * number) for number in num_rows)
+        self.defaults = SamplingDefaults(**sjd["defaults"])
+        self.shape = DecoderShape.from_config(config)
+        self.examples = tuple(sjd.get("examples", ()))
+        self._grammars = {
+            size: grid_grammar(
+                code_ids=range(sjd["image_token_start"], sjd["image_token_start"] + sjd["num_image_tokens"]),
+                rows=number,
+                columns=columns,
+                end_of_row=[sjd["eol_token_id"]],
+                end_of_image=[sjd["eoi_token_id"]],
+            )
+            for size, number in zip(self.sizes, num_rows, strict=True)
+        }
 
     @cached_property
     def _prompts(self) -> DemoPrompts:
@@ -46,7 +52,7 @@ class DemoFamily(ImageFamily):
         return DemoVQ.from_pretrained(self.path / "vq")
 
     def grammar(self, size: ImageSize) -> ImageGrammar:
-        return self._grammar
+        return self._grammars[size]
 
     def prompt_token_ids(self, prompt: str, size: ImageSize) -> list[int]:
         return self._prompts.conditional(prompt)
@@ -55,13 +61,24 @@ class DemoFamily(ImageFamily):
         return self._prompts.conditional(negative_prompt) if negative_prompt else self._prompts.unconditional()
 
     @torch.inference_mode()
-    def decode_pixels(self, token_ids: list[list[int]], size: ImageSize) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        codes = torch.stack([self._grammar.codes(ids) for ids in token_ids])
+    def decode_pixels(self, token_ids: list[list[int]], size: ImageSize) -> Pixels:
+        codes = torch.stack([self._grammars[size].codes(ids) for ids in token_ids])
         pixels = self._vq.decode(codes)
-        array: np.ndarray[Any, np.dtype[np.uint8]] = (
-            ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        )
+        array: Pixels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         return array
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: Pixels, size: ImageSize) -> Tensor:
+        scaled = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+        return self._vq.encode(scaled)[0]
+
+
+ARCHITECTURES: dict[str, str] = {}  # vLLM's own Llama
+
+
+def matches(path: Path, config: dict[str, Any]) -> bool:
+    """Never: a demo checkpoint names its family."""
+    return False
 
 
 def load(path: Path, config: dict[str, Any]) -> ImageFamily:
