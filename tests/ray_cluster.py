@@ -89,6 +89,10 @@ def node_environment(*paths: Path, **variables: str) -> dict[str, str]:
 def connect(address: str) -> None:
     """Make this process a client of a cluster; `ray.shutdown` ends it. A busy machine may take several tries."""
     import ray
+    from ray._raylet import Config
+
+    os.environ.update(VARIABLES)
+    Config.initialize("")  # Ray has read its variables when vLLM imported it
 
     for tries_left in (4, 3, 2, 1, 0):
         try:

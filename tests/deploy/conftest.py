@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from engine_fixtures import expected, reference, tiny_llama
 
-from ray_cluster import VARIABLES, Head, node_environment, ray_head
+from ray_cluster import Head, node_environment, ray_head
 
 __all__ = ["expected", "reference", "tiny_llama"]
-
-os.environ.update(VARIABLES)  # Ray reads them when it is first used
 
 CPU_AS_GPU = '''
 """Lets vLLM's Ray executor run on CPUs: Ray counts GPUs, it does not look."""

@@ -18,14 +18,14 @@ def text_of(amount: int) -> str:
 
 def test_every_sample_is_kept_and_labelled() -> None:
     text = merged_metrics({"one": text_of(1), "two": text_of(5)}).decode()
-    families = {family.name: family for family in text_string_to_metric_families(text)}
+    parsed = text_string_to_metric_families(text)
+    families = {family.name: family for family in parsed if not family.name.endswith("_created")}
     assert set(families) == {"sjd_vllm:made", "sjd_vllm:window", "sjd_vllm:seconds"}
     assert families["sjd_vllm:made"].type == "counter"
     found = {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in families.values()
         for sample in family.samples
-        if not sample.name.endswith("_created")
     }
     assert found["sjd_vllm:made_total", (("replica", "one"), ("status", "200"))] == 1
     assert found["sjd_vllm:made_total", (("replica", "two"), ("status", "200"))] == 5
