@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from sjd_vllm import __version__
@@ -65,12 +66,14 @@ def node_name() -> str:
 
 @functools.cache
 def _source_digest() -> str:
-    """Of all Python files of the package: a checkout may differ from a release of the same number."""
-    root = Path(__file__).parent
+    """Of all Python files of both packages: a checkout may differ from a release of the same number."""
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\n".encode())
-        digest.update(path.read_bytes())
+    kernels = find_spec("sjd_kernels")
+    roots = [Path(__file__).parent, *map(Path, kernels.submodule_search_locations or () if kernels else ())]
+    for root in roots:
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\n".encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

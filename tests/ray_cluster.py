@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -21,8 +22,11 @@ from live_server import free_port
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 240
-# Ray's own patience is shorter than a busy machine needs.
-PATIENCE = {
+# For the nodes and for the process that connects to them: a token of this run's own, as Ray 2.60 asks for one, and more
+# patience than Ray has by itself, for busy machines.
+VARIABLES = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_gcs_rpc_server_connect_timeout_s": "60",
     "RAY_gcs_server_request_timeout_seconds": "120",
     "RAY_raylet_start_wait_time_s": "180",
@@ -79,13 +83,16 @@ def node_environment(*paths: Path, **variables: str) -> dict[str, str]:
     path = os.pathsep.join(map(str, [*paths, ROOT, ROOT / "kernels"]))
     unset = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM", "OMP_NUM_THREADS")
     inherited = {name: value for name, value in os.environ.items() if name not in unset}
-    return {**inherited, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0", **PATIENCE, **variables}
+    return {**inherited, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0", **VARIABLES, **variables}
 
 
 def connect(address: str) -> None:
     """Make this process a client of a cluster; `ray.shutdown` ends it. A busy machine may take several tries."""
-    os.environ.update(PATIENCE)
     import ray
+    from ray._raylet import Config
+
+    os.environ.update(VARIABLES)
+    Config.initialize("")  # Ray has read its variables when vLLM imported it
 
     for tries_left in (4, 3, 2, 1, 0):
         try:
