@@ -151,7 +151,7 @@ def maps(rows: Sequence[tuple[str, Any, Sequence[Sequence[float]], Sequence[Sequ
         figure, grid = pyplot.subplots(
             3, len(rows), figsize=(2.1 * len(rows) + 0.9, 6.6), layout="constrained", squeeze=False
         )
-        last = max(max(map(max, steps)) for _, _, steps, _ in rows)
+        last = int(max(max(map(max, steps)) for _, _, steps, _ in rows))
         for column, (label, picture, steps, share) in enumerate(rows):
             grid[0, column].imshow(picture, interpolation="bicubic")
             grid[0, column].set_title(label, fontsize=10)

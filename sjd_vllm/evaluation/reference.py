@@ -99,7 +99,7 @@ class Reference:
         legal = grammar.legal_sets[grammar.set_of_position]
         free = (legal.sum(1) > 1).nonzero()[:, 0]
         columns = torch.searchsorted(grammar.token_ids, torch.tensor(token_ids))
-        for rows in torch.split(free, _ROWS):  # type: ignore[no-untyped-call]
+        for rows in torch.split(free, _ROWS):
             probs = process_target(
                 cond[None, rows],
                 uncond_logits=None if uncond is None else uncond[None, rows],

@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def write_report(
 
     Raises ConfigError for a folder without a run or without pictures, or a model that is gone.
     """
+    if find_spec("matplotlib") is None:
+        raise ConfigError("report", "the report needs matplotlib; pip install 'sjd-vllm[eval]' brings it.")
     material = _read(runs, load_curve)
     sections = [section for build in _SECTIONS if (section := build(material)) is not None]
     page = Page(
