@@ -36,7 +36,7 @@ setup(
         "sjd_vllm.demo": ["checkpoint/**"],
         "sjd_vllm.images": ["playground_page/*"],
     },
-    install_requires=["numba", "numpy", "pillow>=12", "safetensors", "tqdm", "transformers>=5.16,<6"],
+    install_requires=["numba", "numpy", "pillow>=12", "psutil", "safetensors", "tqdm", "transformers>=5.16,<6"],
     extras_require={
         "gpu": ["vllm==0.32.*"],
         "server": ["fastapi", "python-multipart", "uvicorn"],
@@ -60,7 +60,7 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["sjd-vllm = sjd_vllm.images.cli:main"],
+        "console_scripts": ["sjd-vllm = sjd_vllm.cli:main"],
         # Other packages may bring families of checkpoints: group "sjd_vllm.families", see docs/add-a-model.md.
         "vllm.general_plugins": ["sjd_vllm = sjd_vllm.plugin:register"],
         # The same name: VLLM_PLUGINS lists the names that are allowed, in all groups.

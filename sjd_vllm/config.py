@@ -98,6 +98,8 @@ class SJDConfig:
     redraft: str = GUMBEL  # how uncommitted drafts are refreshed, one of REDRAFT_NAMES
     first_guess: str = "uniform"  # how drafts for new slots are made, one of FIRST_GUESS_NAMES
     adaptive_window: bool = True  # under `gumbel`, shorten the window where load makes drafts cost more than they gain
+    # on a CPU, threads that a large step may take where they make it faster; 0: no more than OMP_NUM_THREADS says
+    max_cpu_threads: int = 0
     reuse_threshold: float = 0.8  # of `reuse` and `reuse_biased`: keep a draft x when p(x)/q(x) exceeds this; > 0
 
     def __post_init__(self) -> None:
@@ -108,6 +110,7 @@ class SJDConfig:
             raise ConfigError(
                 "adaptive_window", f"adaptive_window must be true or false; got {self.adaptive_window!r}."
             )
+        check_int("max_cpu_threads", self.max_cpu_threads, 0, 4096)
         _check_first_guess(self.redraft, self.first_guess)
         threshold = self.reuse_threshold
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 < threshold < math.inf:
@@ -131,6 +134,7 @@ class SJDParams:
     guidance_scale: float = 1.0  # classifier-free guidance, uncond + s * (cond - uncond); > 0, 1 is off
     negative_prompt_token_ids: tuple[int, ...] = ()  # the unconditional prompt; required when guidance is on
     image_size: str | None = None  # "WIDTHxHEIGHT" of an image family's grammar; None is free text
+    num_given_tokens: int = 0  # how many of the picture's first tokens stand at the end of both prompts
     num_speculative_tokens: int | None = None  # draft tokens in the window, 0..the engine's
     redraft: str | None = None  # one of REDRAFT_NAMES
     first_guess: str | None = None  # one of FIRST_GUESS_NAMES
@@ -150,6 +154,9 @@ class SJDParams:
             )
         if self.image_size is not None and not isinstance(self.image_size, str):
             raise ConfigError("image_size", f"image_size must be text such as '96x96'; got {self.image_size!r}.")
+        check_int("num_given_tokens", self.num_given_tokens, 0, 2**31 - 1)
+        if self.num_given_tokens and self.image_size is None:
+            raise ConfigError("num_given_tokens", "num_given_tokens is about a picture, so it needs image_size.")
         if self.num_speculative_tokens is not None:
             check_window("num_speculative_tokens", self.num_speculative_tokens)
         if self.redraft is not None:

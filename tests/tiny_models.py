@@ -71,7 +71,8 @@ def make_tiny_llama(
 
 
 def make_tiny_painter(path: str | Path, *, max_position_embeddings: int = 128) -> Path:
-    """Write a random checkpoint in the layout of the demo model: 36 x 36 pixels, 6 x 6 codes, 43 tokens a picture.
+    """Write a random checkpoint in the layout of the demo model: 36 x 36 pixels, 6 x 6 codes, 43 tokens a picture;
+    or its upper 24 rows of pixels.
 
     Guidance is 2 by default, so that pictures have unconditional companions.
     """
@@ -98,6 +99,7 @@ def make_tiny_painter(path: str | Path, *, max_position_embeddings: int = 128) -
         "family": "demo",
         "image_size": [6 * PAINTER_GRID, 6 * PAINTER_GRID],
         "grid": [PAINTER_GRID, PAINTER_GRID],
+        "fewer_rows": [4],
         "image_token_start": image_token_start,
         "num_image_tokens": PAINTER_CODES,
         "eol_token_id": ids["<eol>"],

@@ -36,6 +36,7 @@ def sjd_config() -> dict[str, Any]:
         "eoi_token_id": tokens.EOI_ID,
         "grid": [tokens.GRID, tokens.GRID],
         "image_size": [IMAGE_SIZE, IMAGE_SIZE],
+        "fewer_rows": [12, 8],  # 4:3 and 2:1, the upper part of a picture
         "defaults": DEFAULTS,
         "examples": EXAMPLES,
     }

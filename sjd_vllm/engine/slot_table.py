@@ -19,7 +19,8 @@ class SlotTable:
         guidance_scale, temperature, top_p: float32.
         top_k: int64; 0 is off.
         window: int64; the longest window that the request may have.
-        num_tokens: int64; length of the finished output.
+        num_tokens: int64; length of the finished sequence, given tokens included.
+        num_given: int64; tokens of the sequence that the prompt holds, so the first one written has this position.
         iteration: int64; Jacobi steps taken so far.
         held_step: int64; the runner's last step that was held to bring the window back, or -1.
     """
@@ -32,6 +33,7 @@ class SlotTable:
         self.top_k = np.zeros(0, np.int64)
         self.window = np.zeros(0, np.int64)
         self.num_tokens = np.zeros(0, np.int64)
+        self.num_given = np.zeros(0, np.int64)
         self.iteration = np.zeros(0, np.int64)
         self.held_step = np.zeros(0, np.int64)
         self._free: list[int] = []

@@ -83,8 +83,9 @@ class SJDRunnerMixin:
         drafts: list[list[int]] = [[] for _ in range(num_rows)]
         is_held = np.ones(num_rows, dtype=bool)
         for group in self._groups_of_batch(num_rows):
-            positions = num_output[group.cond].astype(np.int64)
-            is_ready = ~discard[group.cond] & ~discard[group.uncond] & (positions == num_output[group.uncond])
+            is_ready = ~discard[group.cond] & ~discard[group.uncond]
+            is_ready &= num_output[group.cond] == num_output[group.uncond]
+            positions = num_output[group.cond] + group.pool.slots.num_given[group.slots]
             pictures = Pictures(
                 group.slots,
                 group.cond,

@@ -156,7 +156,7 @@ def maps(rows: Sequence[tuple[str, Any, Sequence[Sequence[float]], Sequence[Sequ
             grid[0, column].imshow(picture, interpolation="bicubic")
             grid[0, column].set_title(label, fontsize=10)
             of_step = grid[1, column].imshow(steps, cmap="viridis", vmin=0, vmax=last)
-            grid[1, column].contour(steps, levels=range(0, last, 8), colors="white", linewidths=0.4)
+            grid[1, column].contour(steps, levels=range(0, int(last), 8), colors="white", linewidths=0.4)
             of_share = grid[2, column].imshow(share, cmap="magma", vmin=0, vmax=1)
             for axes in grid[:, column]:
                 axes.set_xticks([])

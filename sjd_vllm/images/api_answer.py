@@ -40,7 +40,7 @@ class PictureFile:
 class Figures(BaseModel):
     """How a picture was decoded."""
 
-    num_tokens: int
+    num_tokens: int = Field(description="That the model wrote; those of a given picture's rows are not among them.")
     num_steps: int = Field(description="Forwards; plain decoding takes one a token.")
     step_compression: float = Field(description="Tokens per forward.")
     tokens_per_step: list[int] = Field(description="Tokens that each forward gave, in order.")
@@ -49,7 +49,7 @@ class Figures(BaseModel):
 
 
 class PartialFigures(BaseModel):
-    """How far a picture is."""
+    """How far a picture is, given rows included."""
 
     num_tokens: int
     num_rows: int = Field(description="Finished rows of image tokens.")
@@ -139,7 +139,7 @@ class ErrorAnswer(BaseModel):
 
 def picture_answer(picture: PictureRequest, decoded: DecodedPicture, file: PictureFile) -> PictureAnswer:
     """A finished picture with its seed and figures."""
-    num_tokens, num_steps = len(decoded.token_ids), len(decoded.tokens_per_step)
+    num_tokens, num_steps = picture.num_new_tokens, len(decoded.tokens_per_step)
     figures = Figures(
         num_tokens=num_tokens,
         num_steps=num_steps,
@@ -189,12 +189,12 @@ def _common(request: ImagesRequest, picture: PictureRequest) -> dict[str, Any]:
 
 
 def _usage(pictures: Sequence[PictureRequest]) -> Usage:
-    text = len(pictures[0].prompt_token_ids)
-    image = sum(picture.num_tokens for picture in pictures)
+    text, given = len(pictures[0].prompt_token_ids), len(pictures[0].given_token_ids)
+    image = sum(picture.num_new_tokens for picture in pictures)
     return Usage(
-        input_tokens=text,
-        input_tokens_details=TokenDetails(text_tokens=text, image_tokens=0),
+        input_tokens=text + given,
+        input_tokens_details=TokenDetails(text_tokens=text, image_tokens=given),
         output_tokens=image,
         output_tokens_details=TokenDetails(text_tokens=0, image_tokens=image),
-        total_tokens=text + image,
+        total_tokens=text + given + image,
     )

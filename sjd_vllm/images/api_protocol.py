@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -13,8 +15,11 @@ from sjd_vllm.images.request import ImageRequest
 
 MAX_PICTURES = 10
 MAX_PROMPT_CHARACTERS = 32_000
-MAX_BODY_BYTES = 1 << 20  # the two longest prompts, each character escaped as JSON may, and some room
+MAX_INIT_IMAGE_CHARACTERS = 6 << 20  # of base64: a picture file of 4.5 MiB
+# the two longest prompts, each character escaped as JSON may, some room, and a given picture
+MAX_BODY_BYTES = (1 << 20) + MAX_INIT_IMAGE_CHARACTERS
 _ERROR_TYPES = {408: "timeout_error", 429: "rate_limit_error"}  # the others follow from the status
+_DATA_URL = re.compile(r"^data:image/[a-z]+;base64,")
 # What a field is called in the request, where the engine has another name for it.
 _REQUEST_NAMES = {"negative_prompt_token_ids": "negative_prompt", "image_size": "size"}
 
@@ -99,6 +104,12 @@ class ImagesRequest(BaseModel):
     temperature: float | None = Field(None, description="0 takes the likeliest token.")
     top_k: int | None = Field(None, description="Sample among the k likeliest tokens; 0 is all.")
     top_p: float | None = Field(None, description="Sample among the likeliest tokens that hold this mass, in (0, 1].")
+    init_image: str | None = Field(
+        None,
+        max_length=MAX_INIT_IMAGE_CHARACTERS,
+        description="Base64 of a PNG, JPEG or WebP file; the picture starts from its upper keep_rows.",
+    )
+    keep_rows: int | None = Field(None, description="Rows of image tokens taken from init_image.")
     sjd: SJDOptions | None = None
 
     @classmethod
@@ -166,9 +177,20 @@ class ImagesRequest(BaseModel):
                 num_speculative_tokens=sjd.num_speculative_tokens,
                 redraft=sjd.redraft,
                 first_guess=sjd.first_guess,
+                init_image=self._init_image_file(),
+                keep_rows=self.keep_rows,
             )
         except ConfigError as error:
             raise setting_error(str(error), error.param) from error
+
+    def _init_image_file(self) -> bytes | None:
+        if self.init_image is None:
+            return None
+        try:
+            # clients have files as data URLs too; nothing else of a URL is understood
+            return base64.b64decode(_DATA_URL.sub("", self.init_image, count=1), validate=True)
+        except ValueError as error:
+            raise ConfigError("init_image", "init_image is not base64 of a file.") from error
 
 
 def setting_error(message: str, setting: str | None) -> ApiError:

@@ -120,9 +120,11 @@ class PictureStream:
 
     def _due_token_counts(self) -> list[int]:
         """After how many tokens a partial picture is due."""
+        num_given = len(self._picture.given_token_ids)
         if self._request.wants_rows:
-            return self._row_ends[:-1]
-        return partial_token_counts(self._picture.num_tokens, self._request.partial_images or 0)
+            return [count for count in self._row_ends[:-1] if count > num_given]
+        num_partials = self._request.partial_images or 0
+        return [num_given + count for count in partial_token_counts(self._picture.num_new_tokens, num_partials)]
 
 
 class PictureEvents(StreamingResponse):

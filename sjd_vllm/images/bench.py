@@ -52,7 +52,7 @@ class Measurement:
     @property
     def tokens_per_forward(self) -> float:
         """Tokens a picture gets per forward; 1 for plain decoding."""
-        return sum(len(p.token_ids) for p in self.pictures) / sum(p.num_steps for p in self.pictures)
+        return sum(p.request.num_new_tokens for p in self.pictures) / sum(p.num_steps for p in self.pictures)
 
     def row(self) -> dict[str, Any]:
         """The figures as plain types; latencies in seconds."""

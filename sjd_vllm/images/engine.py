@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from sjd_vllm.config import SJDConfig
-from sjd_vllm.images.environment import prepare_environment
+from sjd_vllm.images.environment import max_cpu_threads, prepare_environment
 from sjd_vllm.images.request import PictureRequest
 from sjd_vllm.models.family import ImageFamily
 
 # Called with the index of a picture that got tokens and how many it has by now.
 TokenProgress = Callable[[int, int], None]
+# Called with the index of a picture that is finished, and the picture.
+Finished = Callable[[int, "DecodedPicture"], None]
 
 _KV_BLOCK_SIZE = 128  # tokens in a KV block of vLLM's CPU build
 
@@ -49,6 +51,8 @@ def engine_settings(family: ImageFamily, config: SJDConfig, max_batch_size: int,
         "max_model_len": max_model_len,
     }
     if current_platform.is_cpu():
+        if not config.max_cpu_threads:
+            settings["speculative_config"]["max_cpu_threads"] = max_cpu_threads()
         settings["dtype"] = "float32"
         settings["enforce_eager"] = True
         settings["kv_cache_memory_bytes"] = _kv_cache_bytes(family, max_num_seqs, max_model_len)
@@ -101,6 +105,7 @@ class PictureEngine:
         *,
         batch_size: int | None = None,
         on_tokens: TokenProgress | None = None,
+        on_finished: Finished | None = None,
     ) -> list[DecodedPicture]:
         """Decode the pictures, at most `batch_size` of them at a time, and return them in the order given."""
         waiting = deque(enumerate(requests))
@@ -111,15 +116,17 @@ class PictureEngine:
             while waiting or running:
                 while waiting and len(running) < slots:
                     index, request = waiting.popleft()
-                    decoded[index] = DecodedPicture([], time.perf_counter())
+                    decoded[index] = DecodedPicture(list(request.given_token_ids), time.perf_counter())
                     running[self._submit(request)] = index
                 for output in self._llm.step():
                     index = running[output.request_id]
-                    _record(decoded[index], output)
+                    _record(decoded[index], requests[index], output)
                     if on_tokens is not None:
                         on_tokens(index, len(decoded[index].token_ids))
                     if output.finished:
                         del running[output.request_id]
+                        if on_finished is not None:
+                            on_finished(index, decoded[index])
         finally:
             # After an error or Ctrl-C; the engine stays usable.
             if running:
@@ -137,18 +144,18 @@ class PictureEngine:
 
     def _submit(self, request: PictureRequest) -> str:
         request_id = str(next(self._next_id))
-        self._llm.add_request(request_id, {"prompt_token_ids": request.prompt_token_ids}, request.sampling_params())
+        self._llm.add_request(request_id, request.engine_prompt, request.sampling_params())
         return request_id
 
 
-def _record(picture: DecodedPicture, output: Any) -> None:
+def _record(picture: DecodedPicture, request: PictureRequest, output: Any) -> None:
     completion = output.outputs[0]
     picture.token_ids.extend(completion.token_ids)
     if output.finished:
         picture.seconds = time.perf_counter() - picture.started
         metrics = completion.spec_decode_metrics
         # A forward gives one more than the drafts it accepted.
-        accepted = metrics.per_step_accepted if metrics else [0] * len(picture.token_ids)
+        accepted = metrics.per_step_accepted if metrics else [0] * request.num_new_tokens
         picture.tokens_by_step = [count + 1 for count in accepted]
 
 

@@ -84,6 +84,16 @@ def read_prompts(prompts: Sequence[str], file: str | None) -> list[str]:
     return [*prompts, *lines]
 
 
+def read_picture_file(file: str | None) -> bytes | None:
+    """The contents of --init-image. Raises ConfigError if it cannot be read."""
+    if file is None:
+        return None
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigError("init_image", f"cannot read a picture from {file!r}: {error.strerror}") from error
+
+
 def int_list(text: str) -> list[int]:
     """Whole numbers separated by commas, for argparse."""
     return _list_of(int, "whole numbers", text)

@@ -15,6 +15,7 @@ from sjd_vllm.images.flags import (
     Parser,
     add_engine_flags,
     add_request_flags,
+    read_picture_file,
     read_prompts,
     request_from,
 )
@@ -38,13 +39,19 @@ def add_flags(parser: Parser) -> None:
         help="a .png file (of several pictures: the contact sheet, with the pictures numbered beside it) or a folder",
     )
     add_request_flags(parser)
+    parser.add_argument(
+        "--init-image", metavar="FILE", help="a PNG, JPEG or WebP picture whose upper --keep-rows are kept"
+    )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures decoded at once (8)")
     add_engine_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, start the engine, decode, write."""
-    requests = [request_from(args, prompt) for prompt in read_prompts(args.prompts, args.prompts_file)]
+    init_image = read_picture_file(args.init_image)
+    requests = [
+        request_from(args, prompt, init_image=init_image) for prompt in read_prompts(args.prompts, args.prompts_file)
+    ]
     check_int("batch_size", args.batch_size, 1, 1024)
     prepare_environment(is_quiet=not args.verbose)
     with reserved_stdout() as stdout:
@@ -123,7 +130,8 @@ def _as_json(pipeline: ImagePipeline, result: GenerationResult, output: OutputPa
 def _print_summary(result: GenerationResult, output: OutputPaths, stdout: TextIO) -> None:
     for picture, path in zip(result.pictures, output.pictures, strict=True):
         print(
-            f"{path}  {picture.request.prompt!r}  seed {picture.request.seed}: {len(picture.token_ids)} tokens "
+            f"{path}  {picture.request.prompt!r}  seed {picture.request.seed}: "
+            f"{picture.request.num_new_tokens} tokens "
             f"in {picture.num_steps} forwards, {picture.seconds:.2f} s",
             file=stdout,
         )

@@ -21,7 +21,7 @@ class Picture:
     Attributes:
         request: what was asked for.
         image: the pixels.
-        token_ids: the tokens that the model wrote, forced ones included.
+        token_ids: the picture's tokens, given and forced ones included.
         tokens_by_step: tokens that each forward of the model gave, the prompt's included; plain decoding gets one each.
         seconds: from entering the engine to the last token.
     """
@@ -39,8 +39,8 @@ class Picture:
 
     @property
     def step_compression(self) -> float:
-        """Tokens per forward; 1 is plain decoding."""
-        return len(self.token_ids) / self.num_steps
+        """New tokens per forward; 1 is plain decoding."""
+        return self.request.num_new_tokens / self.num_steps
 
     def settings(self) -> dict[str, Any]:
         """What it takes to make the picture again, as plain JSON types."""
@@ -54,13 +54,14 @@ class Picture:
             "top_k": request.top_k,
             "top_p": request.top_p,
             "prompt_token_ids": request.prompt_token_ids,
+            "given_token_ids": request.given_token_ids,
             "negative_prompt_token_ids": list(request.sjd.negative_prompt_token_ids),
         }
 
     def counts(self) -> dict[str, Any]:
         """How many tokens, forwards and seconds it took."""
         return {
-            "num_tokens": len(self.token_ids),
+            "num_tokens": self.request.num_new_tokens,
             "num_steps": self.num_steps,
             "step_compression": self.step_compression,
             "seconds": self.seconds,
@@ -95,5 +96,5 @@ class GenerationResult:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens over all pictures."""
-        return sum(len(picture.token_ids) for picture in self.pictures)
+        """New tokens over all pictures."""
+        return sum(picture.request.num_new_tokens for picture in self.pictures)

@@ -24,6 +24,7 @@ from sjd_vllm.config import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from vllm import SamplingParams
 
     from sjd_vllm.models.family import ImageFamily, ImageSize
@@ -45,6 +46,7 @@ class ImageRequest:
     Attributes:
         prompt: what to paint.
         seed: of the first picture; the n-th has seed + n - 1. None draws one at random.
+        init_image: contents of a PNG, JPEG or WebP file; its upper rows are kept, and the picture is finished.
 
     The other fields carry their meaning with them, which the command line shows as well.
     """
@@ -68,6 +70,8 @@ class ImageRequest:
     )
     redraft: str | None = _option(None, str, f"how drafts are refreshed: {', '.join(REDRAFT_NAMES)}")
     first_guess: str | None = _option(None, str, f"how new drafts are made: {', '.join(FIRST_GUESS_NAMES)}")
+    keep_rows: int | None = _option(None, int, "rows of image tokens that are taken from the given picture")
+    init_image: bytes | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
@@ -90,6 +94,9 @@ class ImageRequest:
             check_choice("redraft", self.redraft, REDRAFT_NAMES)
         if self.first_guess is not None:
             check_choice("first_guess", self.first_guess, FIRST_GUESS_NAMES)
+        if (self.init_image is None) != (self.keep_rows is None):
+            missing, present = ("keep_rows", "init_image") if self.keep_rows is None else ("init_image", "keep_rows")
+            raise ConfigError(missing, f"{present} needs {missing}: a picture, and how many of its rows to keep.")
 
     @classmethod
     def option_fields(cls) -> list[dataclasses.Field[Any]]:
@@ -99,7 +106,8 @@ class ImageRequest:
     def pictures(self, family: ImageFamily, max_model_len: int) -> list[PictureRequest]:
         """The n pictures of this request, in the tokens of a family of models.
 
-        Raises ConfigError for a size that the family lacks and for a prompt that is too long for the model.
+        Raises ConfigError for a size that the family lacks, for a prompt that is too long for the model, and for a
+        given picture that cannot be used.
         """
         try:
             size = family.size(self.size)
@@ -108,9 +116,20 @@ class ImageRequest:
         defaults = family.defaults
         num_tokens = family.grammar(size).num_tokens
         prompt_token_ids = family.prompt_token_ids(self.prompt, size)
-        negative_prompt_token_ids = family.negative_prompt_token_ids(self.negative_prompt, size)
+        negative_prompt_token_ids = (
+            family.negative_prompt_token_ids(self.negative_prompt, size)
+            if self.negative_prompt
+            else family.unconditional_token_ids(prompt_token_ids, size)
+        )
         _check_length("prompt", prompt_token_ids, num_tokens, max_model_len)
         _check_length("negative_prompt", negative_prompt_token_ids, num_tokens, max_model_len)
+        given: list[int] = []
+        if self.init_image is not None and self.keep_rows is not None:
+            # needs the model's encoder, so it comes after all cheaper checks
+            from sjd_vllm.images.init_picture import given_token_ids
+
+            given = given_token_ids(family, size, self.init_image, self.keep_rows)
+        prompt_embeds = family.prompt_embeds(self.prompt, size)
         first_seed = secrets.randbelow(2**31) if self.seed is None else self.seed
         return [
             PictureRequest(
@@ -119,15 +138,18 @@ class ImageRequest:
                 size=size,
                 num_tokens=num_tokens,
                 prompt_token_ids=prompt_token_ids,
+                given_token_ids=given,
                 temperature=defaults.temperature if self.temperature is None else float(self.temperature),
                 top_k=defaults.top_k if self.top_k is None else self.top_k,
                 top_p=defaults.top_p if self.top_p is None else float(self.top_p),
+                prompt_embeds=prompt_embeds,
                 sjd=SJDParams(
                     guidance_scale=float(
                         defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
                     ),
-                    negative_prompt_token_ids=tuple(negative_prompt_token_ids),
+                    negative_prompt_token_ids=(*negative_prompt_token_ids, *given),
                     image_size=str(size),
+                    num_given_tokens=len(given),
                     num_speculative_tokens=0 if self.method == "none" else self.num_speculative_tokens,
                     redraft=self.redraft,
                     first_guess=self.first_guess,
@@ -142,8 +164,10 @@ class PictureRequest:
     """One picture to decode: everything resolved, nothing left to a default but the engine's window.
 
     Attributes:
-        num_tokens: T, tokens of a finished picture.
+        num_tokens: T, tokens of a finished picture, given ones included.
         prompt_token_ids: the conditional prompt; the unconditional one is in `sjd`, whether guidance is on or not.
+        given_token_ids: the picture's first tokens, if it starts from a given one; they end both prompts.
+        prompt_embeds: a vector for each id of the conditional prompt, where the family has them.
     """
 
     prompt: str
@@ -151,10 +175,33 @@ class PictureRequest:
     size: ImageSize
     num_tokens: int
     prompt_token_ids: list[int]
+    given_token_ids: list[int]
     temperature: float
     top_k: int
     top_p: float
     sjd: SJDParams
+    prompt_embeds: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens that the model writes."""
+        return self.num_tokens - len(self.given_token_ids)
+
+    @property
+    def engine_prompt(self) -> dict[str, Any]:
+        """What the engine gets as the prompt, in vLLM's form: the text, and the given tokens of the picture."""
+        token_ids = [*self.prompt_token_ids, *self.given_token_ids]
+        if self.prompt_embeds is None:
+            return {"type": "token", "prompt_token_ids": token_ids}
+        from torch.nn.functional import pad
+
+        num_given = len(self.given_token_ids)
+        return {
+            "type": "embeds",
+            "prompt_token_ids": token_ids,
+            "prompt_embeds": pad(self.prompt_embeds, (0, 0, 0, num_given)),
+            "is_token_ids": [False] * len(self.prompt_token_ids) + [True] * num_given,
+        }
 
     def sampling_params(self) -> SamplingParams:
         """The same for vLLM's public API; new tokens are delivered as they are committed."""
@@ -166,7 +213,7 @@ class PictureRequest:
             top_k=self.top_k,
             top_p=self.top_p,
             seed=self.seed,
-            max_tokens=self.num_tokens,
+            max_tokens=self.num_new_tokens,
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,

@@ -1,18 +1,21 @@
 """Tensors of checkpoint files: their headers without their contents, and what is missing or too many among them.
 
-Formats: safetensors, and PyTorch's zip files (.pt, .pth, .bin, .ckpt) as original releases have them. The latter are
-read by PyTorch's unpickler for weights alone, which runs no code of theirs.
+Formats: safetensors, and PyTorch's zip files as original releases have them. Those with a state dict (.pt, .pth, .bin,
+.ckpt) are read by PyTorch's unpickler for weights alone, and TorchScript's (.jit) by ours; neither runs code of theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from sjd_vllm.models.torchscript import read_torchscript
 
 Shape = tuple[int, ...]
 
@@ -36,15 +39,18 @@ def tensor_shapes(files: Iterable[Path]) -> dict[str, Shape]:
     return shapes
 
 
-def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Name and content of every tensor in some files, one after the other, on the CPU."""
+def read_tensors(files: Iterable[Path], names: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Name and content of the tensors in some files, all or those of some names, one after the other, on the CPU."""
     for file in files:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118
-                    yield name, opened.get_tensor(name)
+                    if names is None or name in names:
+                        yield name, opened.get_tensor(name)
         else:
-            yield from _unpickled(file, device="cpu").items()
+            for name, tensor in _unpickled(file, device="cpu").items():
+                if names is None or name in names:
+                    yield name, tensor
 
 
 def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape], *, surplus: Iterable[str] = ()) -> list[str]:
@@ -66,7 +72,15 @@ def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape], *, su
 
 def _unpickled(file: Path, *, device: str) -> dict[str, Tensor]:
     """The state dict in a file, which may stand under a key of its own, as training code leaves it."""
-    content: Any = torch.load(file, map_location=device, weights_only=True, mmap=True)
+    if file.suffix == ".jit":
+        return read_torchscript(file, device=device)
+    # Training code leaves its command line beside the weights; a Namespace holds it and does nothing.
+    with torch.serialization.safe_globals([Namespace]):
+        return state_dict(torch.load(file, map_location=device, weights_only=True, mmap=True))
+
+
+def state_dict(content: Any) -> dict[str, Tensor]:
+    """The tensors by name in what a file holds. Raises ValueError where it is no mapping."""
     for key in ("model", "state_dict", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

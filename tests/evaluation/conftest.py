@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sjd_vllm.images.cli import main
+from sjd_vllm.cli import main
 from tiny_models import make_tiny_painter
 
 SAMPLES = Path(__file__).parent / "samples"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sjd_vllm.cli import main
 from sjd_vllm.evaluation.page import Card, Figure, Page, Section, Table, Text
-from sjd_vllm.images.cli import main
 
 LOAD_CURVE = Path(__file__).parents[2] / "benchmarks" / "results" / "load_curve.csv"
 

@@ -175,6 +175,35 @@ def test_a_stream_without_partial_pictures_has_one_event(client: openai.OpenAI) 
     assert image(base64.b64decode(completed.b64_json)).format == "WEBP"
 
 
+def test_a_wide_picture_is_the_upper_part_of_a_square_one(client: openai.OpenAI) -> None:
+    wide = FAMILY.sizes[1]
+    square, upper = (files(make(client, {"seed": 7}, size=str(size)))[0] for size in (SIZE, wide))
+    assert image(upper).size == (wide.width, wide.height) != (SIZE.width, SIZE.height)
+    reach = 48  # rows of pixels above the cut that the pixel decoder makes of codes below it too
+    assert np.array_equal(np.asarray(image(upper))[:-reach], np.asarray(image(square))[: wide.height - reach])
+
+
+def test_a_picture_that_starts_from_a_given_one(client: openai.OpenAI) -> None:
+    (given,) = files(make(client, {"seed": 7}))
+    rows, columns = FAMILY.grammar(SIZE).grid
+    body = {"seed": 8, "keep_rows": rows // 2, "init_image": base64.b64encode(given).decode()}
+    answer = make(client, body)
+    (finished,) = files(answer)
+    usage = answer.usage
+    assert usage is not None
+    num_given = rows // 2 * (columns + 1)
+    assert usage.input_tokens_details.image_tokens == num_given
+    assert usage.output_tokens == extras(answer)[0]["sjd"]["num_tokens"] == NUM_TOKENS - num_given
+    assert usage.total_tokens == usage.input_tokens + usage.output_tokens
+    pixels, kept = (np.asarray(image(file), dtype=float) for file in (finished, given))
+    half = SIZE.height // 2
+    assert np.abs(pixels[: half - 12] - kept[: half - 12]).mean() < 10 < np.abs(pixels[half:] - kept[half:]).mean()
+    assert files(make(client, {**body, "init_image": "data:image/png;base64," + body["init_image"]})) == [finished]
+    *partials, completed = client.images.generate(prompt=PROMPT, stream=True, partial_images=2, extra_body=body)
+    assert base64.b64decode(completed.b64_json) == finished
+    assert all((partial.model_extra or {})["sjd"]["num_tokens"] > num_given for partial in partials)
+
+
 @pytest.mark.parametrize(
     ("settings", "param", "said"),
     [
@@ -190,6 +219,10 @@ def test_a_stream_without_partial_pictures_has_one_event(client: openai.OpenAI) 
         ({"extra_body": {"guidance_scale": -1}}, "guidance_scale", "greater than 0"),
         ({"extra_body": {"guidence_scale": 1}}, "guidence_scale", "Did you mean 'guidance_scale'?"),
         ({"extra_body": {"sjd": {"num_speculative_tokens": 65}}}, "sjd.num_speculative_tokens", "from 0 to 64"),
+        ({"extra_body": {"keep_rows": 3}}, "init_image", "needs init_image"),
+        ({"extra_body": {"init_image": "?", "keep_rows": 3}}, "init_image", "not base64"),
+        ({"extra_body": {"init_image": "aGVsbG8=", "keep_rows": 3}}, "init_image", "cannot be read as PNG"),
+        ({"extra_body": {"init_image": "file:///etc/hostname", "keep_rows": 3}}, "init_image", "not base64"),
         ({"extra_body": {"sjd": {"redraft": "couple"}}, "stream": True}, "sjd.redraft", "Did you mean 'coupled'?"),
     ],
 )

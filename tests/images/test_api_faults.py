@@ -16,7 +16,8 @@ from fastapi import FastAPI
 from vllm.exceptions import QueueOverflowError, VLLMValidationError
 
 from sjd_vllm.images.api_server import ROUTE, ImagesEndpoint
-from sjd_vllm.models.family import ImageFamily
+from sjd_vllm.models.demo.family import DemoFamily
+from sjd_vllm.models.family import ImageFamily, ImageSize
 from sjd_vllm.models.registry import load_family
 
 FAILING_SEED = 5
@@ -155,6 +156,26 @@ def test_a_picture_that_ends_early_is_no_picture(engine: FakeEngine, post: Post)
     answer = post()
     assert answer.status_code == 500
     assert "ended this picture early" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("part", ["prompt_token_ids", "grammar"])
+def test_a_failing_prompt_or_grammar_fails_its_request_alone(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    working = getattr(DemoFamily, part)
+
+    def failing(self: Any, *args: Any) -> Any:
+        if args[-1] == ImageSize(36, 24):
+            raise RuntimeError("a secret")
+        return working(self, *args)
+
+    monkeypatch.setattr(DemoFamily, part, failing)
+    bad, streamed, good = posted(engine, {"size": "36x24"}, {"size": "36x24", "stream": True}, {"seed": 1})
+    for answer in (bad, streamed):
+        assert answer.status_code == 500
+        assert "secret" not in answer.text
+    assert good.status_code == 200
+    assert engine.num_running == 0
 
 
 def test_a_token_that_the_grammar_forbids_fails_its_request_alone(engine: FakeEngine, post: Post) -> None:

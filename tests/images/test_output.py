@@ -79,5 +79,5 @@ def test_step_compression_is_tokens_per_forward(painter: Path) -> None:
     family = load_family(painter)
     assert family is not None
     (request,) = ImageRequest("a house").pictures(family, 128)
-    picture = Picture(request, Image.new("RGB", (36, 36)), [1] * 40, tokens_by_step=[4] * 10, seconds=0.5)
-    assert picture.counts() == {"num_tokens": 40, "num_steps": 10, "step_compression": 4.0, "seconds": 0.5}
+    picture = Picture(request, Image.new("RGB", (36, 36)), [1] * 43, tokens_by_step=[4] * 10 + [3], seconds=0.5)
+    assert picture.counts() == {"num_tokens": 43, "num_steps": 11, "step_compression": 43 / 11, "seconds": 0.5}

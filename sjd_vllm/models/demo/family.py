@@ -25,18 +25,23 @@ class DemoFamily(ImageFamily):
         sjd = config["sjd"]
         self.path = path
         height, width = sjd["image_size"]
-        self.sizes = (ImageSize(width, height),)
+        rows, columns = sjd["grid"]
+        # A picture is written from the top, so its upper rows alone are a wide picture of the same law.
+        num_rows = [rows, *sjd.get("fewer_rows", [])]
+        self.sizes = tuple(ImageSize(width, height // rows * number) for number in num_rows)
         self.defaults = SamplingDefaults(**sjd["defaults"])
         self.shape = DecoderShape.from_config(config)
         self.examples = tuple(sjd.get("examples", ()))
-        rows, columns = sjd["grid"]
-        self._grammar = grid_grammar(
-            code_ids=range(sjd["image_token_start"], sjd["image_token_start"] + sjd["num_image_tokens"]),
-            rows=rows,
-            columns=columns,
-            end_of_row=[sjd["eol_token_id"]],
-            end_of_image=[sjd["eoi_token_id"]],
-        )
+        self._grammars = {
+            size: grid_grammar(
+                code_ids=range(sjd["image_token_start"], sjd["image_token_start"] + sjd["num_image_tokens"]),
+                rows=number,
+                columns=columns,
+                end_of_row=[sjd["eol_token_id"]],
+                end_of_image=[sjd["eoi_token_id"]],
+            )
+            for size, number in zip(self.sizes, num_rows, strict=True)
+        }
 
     @cached_property
     def _prompts(self) -> DemoPrompts:
@@ -47,7 +52,7 @@ class DemoFamily(ImageFamily):
         return DemoVQ.from_pretrained(self.path / "vq")
 
     def grammar(self, size: ImageSize) -> ImageGrammar:
-        return self._grammar
+        return self._grammars[size]
 
     def prompt_token_ids(self, prompt: str, size: ImageSize) -> list[int]:
         return self._prompts.conditional(prompt)
@@ -57,14 +62,14 @@ class DemoFamily(ImageFamily):
 
     @torch.inference_mode()
     def decode_pixels(self, token_ids: list[list[int]], size: ImageSize) -> Pixels:
-        codes = torch.stack([self._grammar.codes(ids) for ids in token_ids])
+        codes = torch.stack([self._grammars[size].codes(ids) for ids in token_ids])
         pixels = self._vq.decode(codes)
         array: Pixels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         return array
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: Pixels, size: ImageSize) -> Tensor:
-        scaled = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+        scaled = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
         return self._vq.encode(scaled)[0]
 
 

@@ -1,0 +1,1 @@
+"""Chameleon and Anole, and the decoder and pixels of Lumina-mGPT."""

@@ -1,0 +1,1 @@
+"""Lumina-mGPT (the first), on the decoder and pixels of Chameleon."""
