@@ -29,7 +29,7 @@ from sjd_vllm.models.tensors import Shape, differences, read_tensors, tensor_sha
 _PIXELS_AT_ONCE = 1 << 19  # a map of 256 channels over as many takes 0.5 GiB in float32
 
 
-class FusedAttentionBlock(Emu3VQVAEAttentionBlock):
+class FusedAttentionBlock(Emu3VQVAEAttentionBlock):  # type: ignore[misc]
     """The same attention over all positions of a map, without a matrix of scores."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
