@@ -5,7 +5,9 @@ READY := $(VENV)/.sjd-vllm-ready
 DEMO_OUTPUT := demo-output
 BENCH_FLAGS ?= --prompts 16 --concurrency 1,4
 
-.PHONY: demo test check bench clean
+REPORT_RUNS := out/report-runs
+
+.PHONY: demo test check bench report docs next-vllm clean
 
 demo: $(READY)
 	$(BIN)/sjd-vllm demo-prompts 6 --seed 3 | $(BIN)/sjd-vllm generate --prompts-file - -o $(DEMO_OUTPUT) --seed 7
@@ -24,8 +26,24 @@ bench: $(READY)
 	mkdir -p benchmarks/results
 	$(BIN)/sjd-vllm bench $(BENCH_FLAGS) --output-row benchmarks/results/latency.csv
 
+# The demo model's report, docs/report.html and .md. Stopped, it goes on where it was; `rm -r out/report-runs` starts anew.
+report: $(READY)
+	$(BIN)/sjd-vllm eval --suite demo --limit 48 --lossless --num-speculative-tokens 32 \
+	    --methods none,gumbel,coupled,reuse,resample -o $(REPORT_RUNS)/main
+	$(BIN)/sjd-vllm eval --suite demo --limit 16 --methods gumbel,coupled,reuse,resample --windows 4,8,16,64 \
+	    --batch-size 4 -o $(REPORT_RUNS)/windows
+	$(BIN)/sjd-vllm report $(REPORT_RUNS)/main $(REPORT_RUNS)/windows -o docs \
+	    --load-curve benchmarks/results/load_curve.csv --note "$(REPORT_NOTE)"
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
+
+# What the newest vLLM release would change under this package; NEXT_FLAGS="--version 0.33.0" names another.
+next-vllm: $(READY)
+	$(BIN)/python requirements/next_vllm.py $(NEXT_FLAGS)
+
 clean:
-	rm -rf $(VENV) $(DEMO_OUTPUT) build *.egg-info
+	rm -rf $(VENV) $(DEMO_OUTPUT) build site out *.egg-info
 
 $(READY): requirements/cpu.lock requirements/kernels.lock requirements/install.sh requirements/vllm_metadata.py setup.py pyproject.toml
 	requirements/install.sh $(VENV)

@@ -35,16 +35,21 @@ setup(
         "sjd_vllm": ["py.typed"],
         "sjd_vllm.demo": ["checkpoint/**"],
         "sjd_vllm.images": ["playground_page/*"],
+        "sjd_vllm.models.llamagen": ["imagenet_classes.txt"],
     },
-    install_requires=["numba", "numpy", "pillow>=12", "safetensors", "tqdm", "transformers>=5.16,<6"],
+    install_requires=["numba", "numpy", "pillow>=12", "psutil", "safetensors", "tqdm", "transformers>=5.16,<6"],
     extras_require={
         "gpu": ["vllm==0.32.*"],
         "server": ["fastapi", "python-multipart", "uvicorn"],
+        "llamagen": ["beautifulsoup4", "ftfy"],
         "ray": ["ray[serve]>=2.60"],
+        "eval": ["matplotlib", "torchmetrics", "torch-fidelity"],
         "xformers": ["xformers>=0.0.35; sys_platform == 'linux'"],
         "dev": [
+            "build",
             "hypothesis",
             "matplotlib",
+            "mkdocs-material",
             "mypy",
             "playwright",
             "pytest",
@@ -52,10 +57,12 @@ setup(
             "ruff",
             "schemathesis",
             "scipy",
+            "torchmetrics",
+            "wheel",
         ],
     },
     entry_points={
-        "console_scripts": ["sjd-vllm = sjd_vllm.images.cli:main"],
+        "console_scripts": ["sjd-vllm = sjd_vllm.cli:main"],
         # Other packages may bring families of checkpoints: group "sjd_vllm.families", see docs/add-a-model.md.
         "vllm.general_plugins": ["sjd_vllm = sjd_vllm.plugin:register"],
         # The same name: VLLM_PLUGINS lists the names that are allowed, in all groups.

@@ -34,7 +34,11 @@ class ConfigError(ValueError):
 
 
 def nearest_name(given: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the closest of the known names, else an empty string."""
+    """`` Did you mean 'x'?`` for the closest of the known names, else an empty string.
+
+    >>> nearest_name("couple", REDRAFT_NAMES), nearest_name("xyz", REDRAFT_NAMES)
+    (" Did you mean 'coupled'?", '')
+    """
     match = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
     return f" Did you mean {match[0]!r}?" if match else ""
 
@@ -94,6 +98,8 @@ class SJDConfig:
     redraft: str = GUMBEL  # how uncommitted drafts are refreshed, one of REDRAFT_NAMES
     first_guess: str = "uniform"  # how drafts for new slots are made, one of FIRST_GUESS_NAMES
     adaptive_window: bool = True  # under `gumbel`, shorten the window where load makes drafts cost more than they gain
+    # on a CPU, threads that a large step may take where they make it faster; 0: no more than OMP_NUM_THREADS says
+    max_cpu_threads: int = 0
     reuse_threshold: float = 0.8  # of `reuse` and `reuse_biased`: keep a draft x when p(x)/q(x) exceeds this; > 0
 
     def __post_init__(self) -> None:
@@ -104,6 +110,7 @@ class SJDConfig:
             raise ConfigError(
                 "adaptive_window", f"adaptive_window must be true or false; got {self.adaptive_window!r}."
             )
+        check_int("max_cpu_threads", self.max_cpu_threads, 0, 4096)
         _check_first_guess(self.redraft, self.first_guess)
         threshold = self.reuse_threshold
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 < threshold < math.inf:

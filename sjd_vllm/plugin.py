@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from sjd_vllm.build import BUILD_KEY, installed_build
 from sjd_vllm.config import ConfigError, SJDConfig
 from sjd_vllm.models.registry import architectures, load_family
 
@@ -147,7 +148,11 @@ def _configure(args: Any) -> None:
     }
     args.worker_cls = _OWN_PATHS["cpu_worker" if current_platform.is_cpu() else "gpu_worker"]
     args.scheduler_cls = _OWN_PATHS["scheduler"]
-    args.additional_config = {**(args.additional_config or {}), "sjd": config.to_mapping()}
+    args.additional_config = {
+        **(args.additional_config or {}),
+        "sjd": config.to_mapping(),
+        BUILD_KEY: installed_build(args.model),
+    }
     # The images API tells what each forward of a picture gave.
     args.per_request_spec_decode_metrics = "detailed"
 

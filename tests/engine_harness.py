@@ -33,11 +33,15 @@ class Engine:
         core = llm.llm_engine.engine_core.engine_core
         self.core = core
         self.scheduler = core.scheduler
-        self.runner = core.model_executor.driver_worker.worker.model_runner
+        # Workers that are processes of their own cannot be looked into.
+        driver = getattr(core.model_executor, "driver_worker", None)
+        self.runner = driver and driver.worker.model_runner
 
-    def generate(self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]) -> list[list[list[int]]]:
-        """Token ids of every prompt's outputs."""
-        given = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+    def generate(
+        self, prompts: Sequence[Sequence[int] | dict[str, Any]], params: Sequence[SamplingParams]
+    ) -> list[list[list[int]]]:
+        """Token ids of every prompt's outputs; a prompt is token ids, or vLLM's form of any other."""
+        given = [prompt if isinstance(prompt, dict) else {"prompt_token_ids": list(prompt)} for prompt in prompts]
         outputs = self.llm.generate(given, list(params), use_tqdm=False)
         return [[list(completion.token_ids) for completion in output.outputs] for output in outputs]
 
@@ -49,6 +53,8 @@ class Engine:
         assert not self.scheduler.waiting
         assert len(self.scheduler.pairs) == 0
         assert self.scheduler.kv_cache_manager.usage == 0
+        if self.runner is None:
+            return
         assert len(self.runner._sjd) == 0
         assert not self.runner._sjd.pools
         assert not self.runner.requests

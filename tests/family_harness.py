@@ -32,15 +32,24 @@ LAW_PASS = 1e-4  # p-value; seeds are fixed, so it is one number
 
 
 def picture_params(
-    family: ImageFamily, size: ImageSize, *, temperature: float, guidance_scale: float = 3.0, **kwargs: Any
+    family: ImageFamily, size: ImageSize, prompt: str, *, temperature: float, guidance_scale: float = 3.0, **kwargs: Any
 ) -> Any:
     """SamplingParams of one guided picture, as the front doors make them."""
-    negative = family.negative_prompt_token_ids(None, size)
+    negative = family.unconditional_token_ids(family.prompt_token_ids(prompt, size), size)
     window = kwargs.pop("num_speculative_tokens", None)
     sjd = guided(guidance_scale, negative, image_size=str(size))
     if window is not None:
         sjd["num_speculative_tokens"] = window
     return sampling(family.grammar(size).num_tokens, temperature=temperature, sjd=sjd, **kwargs)
+
+
+def engine_prompt(family: ImageFamily, size: ImageSize, prompt: str) -> dict[str, Any]:
+    """The conditional prompt in the form that vLLM takes offline."""
+    token_ids = family.prompt_token_ids(prompt, size)
+    embeds = family.prompt_embeds(prompt, size)
+    if embeds is None:
+        return {"prompt_token_ids": token_ids}
+    return {"prompt_token_ids": token_ids, "prompt_embeds": embeds, "prompt_is_token_ids": [False] * len(token_ids)}
 
 
 @contextmanager
@@ -81,7 +90,9 @@ def check_window_logits(
     """
     ids = torch.as_tensor(family.grammar(size).token_ids if columns is None else columns)
     with recorded_windows(running, monkeypatch) as seen:
-        running.generate([family.prompt_token_ids(prompt, size)], [picture_params(family, size, temperature=1, seed=3)])
+        running.generate(
+            [engine_prompt(family, size, prompt)], [picture_params(family, size, prompt, temperature=1, seed=3)]
+        )
     assert seen[0][1] == 0, "the first row is the prompt's own"
     assert max(num_drafts for _, num_drafts, _ in seen) >= 4
     for tokens, num_drafts, logits in seen:
@@ -97,7 +108,8 @@ def reference_picture(
 ) -> list[int]:
     """Plain guided greedy decoding of a whole picture, one token a forward."""
     grammar = family.grammar(size)
-    cond, uncond = family.prompt_token_ids(prompt, size), family.negative_prompt_token_ids(None, size)
+    cond = family.prompt_token_ids(prompt, size)
+    uncond = family.unconditional_token_ids(cond, size)
     out: list[int] = []
     for position in range(grammar.num_tokens):
         legal = grammar.token_ids[grammar.legal_sets[grammar.set_of_position[position]]]
@@ -121,10 +133,12 @@ def check_greedy_picture(
     """A whole guided picture at temperature 0 equals the reference loop token for token; returns its tokens."""
     expected = reference_picture(reference, family, size, prompt, guidance_scale)
     params = [
-        picture_params(family, size, temperature=0, guidance_scale=guidance_scale, num_speculative_tokens=window)
+        picture_params(
+            family, size, prompt, temperature=0, guidance_scale=guidance_scale, num_speculative_tokens=window
+        )
         for window in windows
     ]
-    outputs = running.generate([family.prompt_token_ids(prompt, size)] * len(windows), params)
+    outputs = running.generate([engine_prompt(family, size, prompt)] * len(windows), params)
     for window, (tokens,) in zip(windows, outputs, strict=True):
         assert tokens == expected, f"window {window}"
     running.assert_nothing_left()
@@ -149,7 +163,8 @@ def check_law(
     grammar = family.grammar(size)
     codes = grammar.token_ids[grammar.code_of_column >= 0]
     allowed = codes[:: max(1, len(codes) // 4)][:4].tolist()
-    cond, uncond = family.prompt_token_ids(prompt, size), family.negative_prompt_token_ids(None, size)
+    cond = family.prompt_token_ids(prompt, size)
+    uncond = family.unconditional_token_ids(cond, size)
 
     def joint(scale: float) -> dict[tuple[int, ...], float]:
         out: dict[tuple[int, ...], float] = {}
@@ -165,13 +180,14 @@ def check_law(
         sampling(num_tokens, seed=seed, allowed_token_ids=allowed, sjd=guided(guidance_scale, uncond))
         for seed in range(num_samples)
     ]
-    samples = [tokens for (tokens,) in running.generate([cond] * num_samples, params)]
+    samples = [tokens for (tokens,) in running.generate([engine_prompt(family, size, prompt)] * num_samples, params)]
     assert chi_square_p_value(samples, joint(guidance_scale)) > LAW_PASS
     assert chi_square_p_value(samples, joint(1.0)) < LAW_PASS, "this checkpoint could not show lost guidance"
 
 
 _TWO_RANKS = """
 import json, sys
+import torch
 from engine_harness import sampling
 from vllm import LLM
 
@@ -182,7 +198,10 @@ def main():
               skip_tokenizer_init=True, dtype="float32", kv_cache_memory_bytes=32 << 20, max_num_seqs=8,
               **given["engine_args"])
     params = sampling(given["num_tokens"], temperature=0, sjd=given["sjd"])
-    output = llm.generate([{"prompt_token_ids": given["prompt"]}], [params], use_tqdm=False)[0]
+    prompt = given["prompt"]
+    if "prompt_embeds" in prompt:
+        prompt["prompt_embeds"] = torch.tensor(prompt["prompt_embeds"])
+    output = llm.generate([prompt], [params], use_tqdm=False)[0]
     print("TOKENS", json.dumps(list(output.outputs[0].token_ids)))
 
 if __name__ == "__main__":
@@ -194,12 +213,16 @@ def check_two_ranks(
     model: Path, family: ImageFamily, size: ImageSize, prompt: str, expected: list[int], guidance_scale: float = 3.0
 ) -> None:
     """The same greedy picture from tensor parallel 2, in processes of its own; `expected` as tensor parallel 1 gave."""
+    cond = family.prompt_token_ids(prompt, size)
+    given_prompt = engine_prompt(family, size, prompt)
+    if "prompt_embeds" in given_prompt:
+        given_prompt["prompt_embeds"] = given_prompt["prompt_embeds"].tolist()
     given = {
         "model": str(model),
         "engine_args": {},
         "num_tokens": family.grammar(size).num_tokens,
-        "prompt": family.prompt_token_ids(prompt, size),
-        "sjd": guided(guidance_scale, family.negative_prompt_token_ids(None, size), image_size=str(size)),
+        "prompt": given_prompt,
+        "sjd": guided(guidance_scale, family.unconditional_token_ids(cond, size), image_size=str(size)),
     }
     script = model.parent / "two_ranks.py"  # a file: vLLM's workers are spawned, and import it anew
     script.write_text(_TWO_RANKS)

@@ -16,7 +16,8 @@ ALLOWED = {
     "demo": {"models"},
     "engine": {"core", "models"},
     "images": {"models", "demo"},
-    "deploy": {"images"},
+    "evaluation": {"core", "models", "demo", "images"},
+    "deploy": {"images", "models", "demo", "engine"},
 }
 # Run by hand and imported by nobody, so it stands above all folders.
 PROGRAMS = {"demo/evaluate.py"}

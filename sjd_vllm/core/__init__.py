@@ -10,7 +10,7 @@ from __future__ import annotations
 from .decode import GUMBEL, DecodeResult, decode
 from .first_guess import FIRST_GUESS_NAMES, FirstGuess, get_first_guess
 from .fixed_noise import gumbel_choices, sweep
-from .martingale import martingale_z_scores
+from .martingale import MartingaleSum, martingale_sums, martingale_z_scores
 from .randomness import CounterNoise, Purpose, Randomness, uniform_choice
 from .redraft import REDRAFT_NAMES, Redraft, get_redraft
 from .step import StepResult, jacobi_step
@@ -27,6 +27,7 @@ __all__ = [
     "DraftWindow",
     "FirstGuess",
     "History",
+    "MartingaleSum",
     "Purpose",
     "Randomness",
     "Redraft",
@@ -36,6 +37,7 @@ __all__ = [
     "get_redraft",
     "gumbel_choices",
     "jacobi_step",
+    "martingale_sums",
     "martingale_z_scores",
     "process_target",
     "sweep",

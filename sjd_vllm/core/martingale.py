@@ -8,12 +8,47 @@ is about standard normal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _CHUNK = 4096  # rows at a time, so that the float64 copies stay small
+_NO_VARIANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class MartingaleSum:
+    """One statistic summed over tokens; sums of several batches add up.
+
+    Attributes:
+        excess: sum of f(x) - E_p[f].
+        variance: sum of Var_p[f].
+        num_tokens: how many tokens were summed, those that could not vary included.
+    """
+
+    excess: float
+    variance: float
+    num_tokens: int
+
+    def __add__(self, other: MartingaleSum) -> MartingaleSum:
+        return MartingaleSum(
+            self.excess + other.excess, self.variance + other.variance, self.num_tokens + other.num_tokens
+        )
+
+    @property
+    def z_score(self) -> float:
+        """About N(0, 1) if exact; the excess itself where nothing could vary."""
+        return self.excess / math.sqrt(self.variance) if self.variance > _NO_VARIANCE else self.excess
+
+    def smallest_visible_bias(self, limit: float, power_quantile: float) -> float:
+        """The bias of a token's mean E[f] that would have passed the limit with some probability.
+
+        limit: of |z|. power_quantile: the standard normal quantile of that probability, 1.2816 for 90 %.
+        """
+        return (limit + power_quantile) * math.sqrt(self.variance) / self.num_tokens
 
 
 def martingale_z_scores(target_probs: Tensor, tokens: Tensor, groups: Tensor | None = None) -> dict[str, float]:
@@ -29,9 +64,19 @@ def martingale_z_scores(target_probs: Tensor, tokens: Tensor, groups: Tensor | N
         probability  p(x), against the sum of p^2
         rank         mass above x plus half the mass equal to it, against 1/2
         repeat       x repeats the token before it in its sequence
+    >>> coin = torch.tensor([[0.5, 0.5]]).expand(100, 2)
+    >>> z_scores = martingale_z_scores(coin, torch.arange(100) % 4 // 3)  # a quarter ones
+    >>> round(z_scores["top1"], 1)  # the first column is the most likely one
+    5.0
+
     A token with p(x) = 0 makes surprisal infinite. A statistic that cannot vary (one-hot rows) gives 0.
     Raises ValueError where shapes do not fit.
     """
+    return {name: total.z_score for name, total in martingale_sums(target_probs, tokens, groups).items()}
+
+
+def martingale_sums(target_probs: Tensor, tokens: Tensor, groups: Tensor | None = None) -> dict[str, MartingaleSum]:
+    """The sums behind `martingale_z_scores`, with the same arguments, so that pictures can be taken one by one."""
     if target_probs.dim() != 2 or tokens.shape != target_probs.shape[:1]:
         raise ValueError(
             f"need target_probs [N, V] and tokens [N], got {tuple(target_probs.shape)} and {tuple(tokens.shape)}"
@@ -39,7 +84,7 @@ def martingale_z_scores(target_probs: Tensor, tokens: Tensor, groups: Tensor | N
     if groups is not None and groups.shape != tokens.shape:
         raise ValueError(f"groups must be [N] like tokens, got {tuple(groups.shape)} for {tuple(tokens.shape)}")
     previous = _previous_in_group(tokens, groups)
-    z_scores = {}
+    sums = {}
     for name, score in _SCORES.items():
         excess, variance = 0.0, 0.0
         for start in range(0, len(tokens), _CHUNK):
@@ -52,8 +97,8 @@ def martingale_z_scores(target_probs: Tensor, tokens: Tensor, groups: Tensor | N
             deviation = values - mean[:, None]
             excess += float((observed - mean).sum())
             variance += float(torch.where(probs > 0, probs * deviation**2, 0).sum())
-        z_scores[name] = excess / variance**0.5 if variance > 1e-12 else excess
-    return z_scores
+        sums[name] = MartingaleSum(excess, variance, len(tokens))
+    return sums
 
 
 def _previous_in_group(tokens: Tensor, groups: Tensor | None) -> Tensor:

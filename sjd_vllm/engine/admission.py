@@ -49,6 +49,7 @@ def admit(request: EngineCoreRequest, vllm_config: Any) -> None:
         params = SJDParams.from_extra_args(sampling.extra_args)
         params.check_engine(config)
         _refuse_unsupported(sampling, request)
+        _check_embeds(request, vllm_config.model_config)
         _apply_grammar(request, sampling, params, config, vllm_config)
         if params.is_guided:
             _check_companion(request, sampling, params, vllm_config)
@@ -81,12 +82,51 @@ def _refuse_unsupported(sampling: SamplingParams, request: EngineCoreRequest) ->
         "structured_outputs": sampling.structured_outputs is not None,
         "thinking_token_budget": sampling.thinking_token_budget is not None,
         "logprob_token_ids": bool(getattr(sampling, "logprob_token_ids", None)),
-        "prompt_embeds": request.prompt_embeds is not None,
         "resumable": request.resumable,
     }
     for name, is_asked in refusals.items():
         if is_asked:
             raise ConfigError(name, f"{name} is not supported with speculative Jacobi decoding; leave it out.")
+
+
+def _check_embeds(request: EngineCoreRequest, model_config: Any) -> None:
+    """Vectors come with ids that say what each stands for: the family's id for it where a vector is, and no other.
+
+    An id without its vector would be read as a token that the model has never seen.
+    """
+    family = family_of(model_config.model)
+    embedded_id = family.embedded_token_id if family is not None else None
+    embeds, token_ids = request.prompt_embeds, request.prompt_token_ids
+    if embedded_id is None:
+        if embeds is not None:
+            raise ConfigError(
+                "prompt_embeds",
+                "prompt_embeds is not supported with speculative Jacobi decoding of this model; leave it out.",
+            )
+        return
+    is_token = [True] * len(token_ids or ())
+    if embeds is not None:
+        if token_ids is None or request.prompt_is_token_ids is None:
+            raise ConfigError(
+                "prompt_embeds",
+                f"prompt_embeds needs prompt_token_ids beside it, {embedded_id} where a vector stands, and "
+                "prompt_is_token_ids.",
+            )
+        if embeds.shape != (len(token_ids), model_config.get_hidden_size()):
+            raise ConfigError(
+                "prompt_embeds",
+                f"prompt_embeds must have the shape {[len(token_ids), model_config.get_hidden_size()]}; got "
+                f"{list(embeds.shape)}.",
+            )
+        is_token = request.prompt_is_token_ids
+    vocab_size = model_config.get_vocab_size()
+    for index, (token_id, has_id) in enumerate(zip(token_ids or (), is_token, strict=True)):
+        if (token_id == embedded_id) == has_id or not 0 <= token_id < vocab_size:
+            raise ConfigError(
+                "prompt_embeds",
+                f"of a prompt of this model the tokens with the id {embedded_id}, and no others, bring a vector; "
+                f"token {index} has the id {token_id} and {'none' if has_id else 'one'}.",
+            )
 
 
 def _apply_grammar(
@@ -156,6 +196,12 @@ def _check_companion(request: EngineCoreRequest, sampling: SamplingParams, param
         )
     negative = params.negative_prompt_token_ids
     vocab_size = model_config.get_vocab_size()
+    family = family_of(model_config.model)
+    if family is not None and family.embedded_token_id in negative:
+        raise ConfigError(
+            "negative_prompt_token_ids",
+            f"negative_prompt_token_ids must not hold {family.embedded_token_id}, which stands for a vector.",
+        )
     if max(negative) >= vocab_size:
         raise ConfigError(
             "negative_prompt_token_ids",

@@ -30,6 +30,7 @@ class PrivateName:
 
 _RUNNER = "vllm.v1.worker.gpu_model_runner"
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
+_LAUNCHERS = "vllm.entrypoints.launchers"
 PRIVATE_NAMES = (
     PrivateName("vllm.engine.arg_utils", "EngineArgs.add_cli_args", "patched: flags --speculative-model and kin"),
     PrivateName("vllm.engine.arg_utils", "EngineArgs.create_engine_config", "patched: rewrites the method sjd"),
@@ -44,6 +45,7 @@ PRIVATE_NAMES = (
     PrivateName(_RUNNER, "GPUModelRunner._on_request_state_removed", "overridden: frees a request's window"),
     PrivateName("vllm.v1.worker.gpu_worker", "Worker._make_model_runner", "overridden: builds our runner on a GPU"),
     PrivateName("vllm.v1.worker.cpu_worker", "CPUWorker.init_device", "extended: the CPU worker hard-codes its runner"),
+    PrivateName(_RUNNER, "GPUModelRunner.execute_model", "extended on a CPU: threads by the size of the step"),
     PrivateName("vllm._custom_ops", "_supports_onednn", "set: float32 products on a CPU are PyTorch's"),
     PrivateName("vllm.v1.worker.cpu_model_runner", "CPUModelRunner", "base of our runner on a CPU"),
     PrivateName(_SCHEDULER, "Scheduler.schedule", "extended: both halves of a pair are preempted together"),
@@ -59,6 +61,11 @@ PRIVATE_NAMES = (
         "extended: takes the next windows, ragged; the drafts that stand are counted",
     ),
     PrivateName("vllm.v1.request", "Request", "constructed: the companion"),
+    PrivateName(_LAUNCHERS + ".cli_args", "make_arg_parser", "called: flags of vllm serve for a server without a port"),
+    PrivateName(_LAUNCHERS + ".cli_args", "validate_parsed_serve_args", "called: the same"),
+    PrivateName(_LAUNCHERS + ".api_server.entry", "build_async_engine_client", "called: the engine of such a server"),
+    PrivateName(_LAUNCHERS + ".api_server.app_state", "init_app_state", "called: binds the routes to it"),
+    PrivateName(_LAUNCHERS + ".app", "build_app", "called: all routes of vllm serve"),
 )
 
 

@@ -61,7 +61,7 @@ class RequestStates:
         max_num_tokens: int,
         device: torch.device,
     ) -> None:
-        self._config = config
+        self.config = config
         self._family = family
         self._vocab_size = vocab_size
         self._max_num_tokens = max_num_tokens
@@ -82,7 +82,7 @@ class RequestStates:
     def _new(self, sampling: Any) -> RequestState:
         params = SJDParams.from_extra_args(sampling.extra_args)
         runner_args = sampling.extra_args[RUNNER_KEY]
-        window = self._config.num_speculative_tokens
+        window = self.config.num_speculative_tokens
         if params.num_speculative_tokens is not None:
             window = min(window, params.num_speculative_tokens)
         rule = self._rule(params, sampling.allowed_token_ids)
@@ -110,12 +110,12 @@ class RequestStates:
         return DraftingRule(
             grammar=grammar,
             token_ids=None if allowed_token_ids is None else tuple(sorted(set(allowed_token_ids))),
-            redraft=params.redraft_of(self._config),
-            first_guess=params.first_guess_of(self._config),
+            redraft=params.redraft_of(self.config),
+            first_guess=params.first_guess_of(self.config),
         )
 
     def _new_pool(self, rule: DraftingRule) -> Pool:
-        width, grammar = self._config.num_speculative_tokens, rule.grammar
+        width, grammar = self.config.num_speculative_tokens, rule.grammar
         if grammar is not None:
             ids = grammar.token_ids
         else:
@@ -132,7 +132,7 @@ class RequestStates:
             width=width,
             redraft=rule.redraft,
             first_guess=rule.first_guess,
-            reuse_threshold=self._config.reuse_threshold,
+            reuse_threshold=self.config.reuse_threshold,
             device=self._device,
         )
 

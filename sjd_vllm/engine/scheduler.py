@@ -23,6 +23,7 @@ from sjd_vllm.config import SJDConfig, SJDParams
 from sjd_vllm.counters import EngineCounters
 from sjd_vllm.engine.admission import engine_config
 from sjd_vllm.engine.guidance_pairs import GuidancePairs, is_adaptive, noise_seed, prepare_request
+from sjd_vllm.engine.parent_watch import end_with_parent
 from sjd_vllm.engine.window_control import WindowController
 
 # A resumed request may be held for one step with both halves ready, until its window is back.
@@ -34,6 +35,7 @@ class SJDScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        end_with_parent()  # the scheduler lives in the engine's process
         self.pairs = GuidancePairs()
         self._num_stalls: dict[str, int] = {}
         self._config = engine_config(self.vllm_config) or SJDConfig()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
 
 from sjd_kernels.gumbel_choices_cpu import compile_now
+from sjd_vllm.build import BUILD_KEY, require_build
+from sjd_vllm.engine.cpu_threads import ThreadControl
 from sjd_vllm.engine.v1_runner import SJDRunnerMixin
 
 
@@ -20,11 +24,40 @@ class SJDGPUModelRunner(SJDRunnerMixin, GPUModelRunner):
 
 
 class SJDCPUModelRunner(SJDRunnerMixin, CPUModelRunner):
-    """vLLM's V1 runner on a CPU, with self-drafting."""
+    """vLLM's V1 runner on a CPU, with self-drafting, and as many threads a step as pay."""
+
+    @cached_property
+    def _threads(self) -> ThreadControl:
+        few = torch.get_num_threads()
+        # Ranks that share the cores would judge by each other's waiting.
+        is_alone = self.parallel_config.world_size == 1
+        return ThreadControl(few, max(few, self._sjd.config.max_cpu_threads) if is_alone else few)
+
+    def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        """The forward, with threads by its number of tokens."""
+        num_tokens = scheduler_output.total_num_scheduled_tokens
+        num_threads = self._threads.choose(num_tokens)
+        if num_threads != torch.get_num_threads():
+            # vLLM's CPU worker replaces torch.set_num_threads by a warning, because it pins threads to cores; a front
+            # door that asks for more threads has switched that off (VLLM_CPU_OMP_THREADS_BIND=nobind).
+            torch._C.set_num_threads(num_threads)
+        started = time.perf_counter()
+        output = super().execute_model(scheduler_output, *args, **kwargs)
+        self._threads.observe(num_tokens, num_threads, time.perf_counter() - started)
+        return output
+
+
+def _require_same_build(vllm_config: Any) -> None:
+    """Workers may run on other nodes than their engine. Raises OtherBuildError."""
+    require_build(vllm_config.additional_config[BUILD_KEY], vllm_config.model_config.model)
 
 
 class SJDGPUWorker(Worker):
     """A GPU worker whose runner drafts for itself."""
+
+    def init_device(self) -> None:
+        _require_same_build(self.vllm_config)
+        super().init_device()
 
     def _make_model_runner(self) -> Any:
         if self.use_v2_model_runner:
@@ -36,6 +69,7 @@ class SJDCPUWorker(CPUWorker):
     """A CPU worker whose runner drafts for itself."""
 
     def init_device(self) -> None:
+        _require_same_build(self.vllm_config)
         if self.model_config.dtype == torch.float32:
             # vLLM's own matrix product on a CPU compiles a kernel for every new number of tokens, and memory grows with
             # each. Windows make that number change from step to step; PyTorch's product takes any at the same speed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from argparse import Namespace
 from collections.abc import Coroutine
@@ -26,6 +27,7 @@ from sjd_vllm.models.registry import load_family
 ROUTE = "/v1/images/generations"
 OPTIONS_ROUTE = "/v1/images/options"
 _RETRY_AFTER_SCHEMA = {"description": "Seconds, by the pace of late.", "schema": {"type": "integer", "minimum": 1}}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _T = TypeVar("_T")
 
 
@@ -90,7 +92,7 @@ class ImagesEndpoint:
 
 
 async def _generate(raw_request: Request) -> Response:
-    request_id = f"img-{uuid.uuid4().hex}"
+    request_id = _request_id(raw_request)
     headers = {"x-request-id": request_id}
     record = RequestRecord(request_id)
     try:
@@ -123,6 +125,12 @@ async def _options(raw_request: Request) -> Response:
         return JSONResponse(_service(raw_request).options().model_dump())
     except ApiError as refusal:
         return JSONResponse(refusal.body(), status_code=refusal.status)
+
+
+def _request_id(raw_request: Request) -> str:
+    """The client's or the proxy's x-request-id where that is a plain word, else one of ours."""
+    given = raw_request.headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else f"img-{uuid.uuid4().hex}"
 
 
 def _service(raw_request: Request) -> ImagesService:

@@ -7,7 +7,6 @@ import base64
 import io
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
@@ -27,8 +26,9 @@ from sjd_vllm.images.api_limits import PictureQueue, ServerLimits
 from sjd_vllm.images.api_metrics import DECODE_SECONDS, PENDING, PICTURE_STEPS, PIXEL_SECONDS, TOKENS_PER_STEP
 from sjd_vllm.images.api_options import ImageOptions, image_options
 from sjd_vllm.images.api_protocol import ApiError, ImagesRequest, setting_error
+from sjd_vllm.images.pixel_decoder import PixelDecoder
 from sjd_vllm.images.request import PictureRequest
-from sjd_vllm.models.family import ImageFamily
+from sjd_vllm.models.family import ImageFamily, Pixels
 
 _GREY = 40  # 0..255, of the rows that a partial picture does not have yet
 
@@ -63,8 +63,7 @@ class ImagesService:
         self.limits = limits
         self.queue = PictureQueue(limits.max_pending_pictures)
         PENDING.set_function(lambda: self.queue.num_pending)
-        # One thread: a pixel decoder uses all cores by itself, and neither the event loop nor the engine waits for it.
-        self._pixels = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sjd-pixels")
+        self._pixels = PixelDecoder(family)
 
     async def load_tokenizer(self) -> None:
         """Read the prompt's tokenizer, which the first request would otherwise hold up the event loop for."""
@@ -107,8 +106,8 @@ class ImagesService:
         """
         started = time.perf_counter()
         token_ids = list(picture.given_token_ids)
-        prompt = {"type": "token", "prompt_token_ids": picture.engine_prompt}
-        async with aclosing(self._engine.generate(prompt, picture.sampling_params(), request_id)) as outputs:
+        tokens = self._engine.generate(picture.engine_prompt, picture.sampling_params(), request_id)
+        async with aclosing(tokens) as outputs:
             async for output in self._while_alive(outputs):
                 completion = output.outputs[0]
                 token_ids.extend(completion.token_ids)
@@ -138,8 +137,10 @@ class ImagesService:
 
     async def encode(self, picture: PictureRequest, token_ids: list[int], request: ImagesRequest) -> PictureFile:
         """The picture file of some tokens, made in another thread; rows that are missing are grey."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pixels, self._encode, picture, token_ids, request)
+        decoded = await asyncio.wrap_future(self._pixels.decode(token_ids, picture.size))
+        file, seconds = await asyncio.to_thread(_file, decoded.pixels, picture, request)
+        PIXEL_SECONDS.observe(decoded.seconds + seconds)
+        return PictureFile(file, decoded.seconds + seconds)
 
     async def answer(self, request: ImagesRequest, pictures: list[PictureRequest], request_id: str) -> ImagesAnswer:
         """All pictures of a request; if one fails, the others are given up too."""
@@ -155,18 +156,15 @@ class ImagesService:
             whole = decoded
         return picture_answer(picture, whole, await self.encode(picture, whole.token_ids, request))
 
-    def _encode(self, picture: PictureRequest, token_ids: list[int], request: ImagesRequest) -> PictureFile:
-        started = time.perf_counter()
-        size = picture.size
-        canvas = np.full((size.height, size.width, 3), _GREY, dtype=np.uint8)
-        if len(self._family.grammar(size).codes(token_ids)):
-            pixels = self._family.decode_pixels([token_ids], size)[0]
-            canvas[: len(pixels)] = pixels
-        options: dict[str, Any] = {}
-        if request.file_format != "png":
-            options["quality"] = 100 if request.output_compression is None else request.output_compression
-        buffer = io.BytesIO()
-        Image.fromarray(canvas).save(buffer, format=request.file_format.upper(), **options)
-        seconds = time.perf_counter() - started
-        PIXEL_SECONDS.observe(seconds)
-        return PictureFile(base64.b64encode(buffer.getvalue()).decode(), seconds)
+
+def _file(pixels: Pixels, picture: PictureRequest, request: ImagesRequest) -> tuple[str, float]:
+    """Base64 of the picture file, grey below the given rows of pixels, and the seconds it took."""
+    started = time.perf_counter()
+    canvas = np.full((picture.size.height, picture.size.width, 3), _GREY, dtype=np.uint8)
+    canvas[: len(pixels)] = pixels
+    options: dict[str, Any] = {}
+    if request.file_format != "png":
+        options["quality"] = 100 if request.output_compression is None else request.output_compression
+    buffer = io.BytesIO()
+    Image.fromarray(canvas).save(buffer, format=request.file_format.upper(), **options)
+    return base64.b64encode(buffer.getvalue()).decode(), time.perf_counter() - started

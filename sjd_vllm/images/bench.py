@@ -135,7 +135,11 @@ def run_bench(
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p20, p50 and p80, interpolated."""
+    """p20, p50 and p80, interpolated.
+
+    >>> percentiles([0, 1, 2, 3, 4, 5])
+    {'p20': 1.0, 'p50': 2.5, 'p80': 4.0}
+    """
     if len(values) == 1:
         return dict.fromkeys(("p20", "p50", "p80"), values[0])
     cuts = statistics.quantiles(values, n=10, method="inclusive")

@@ -8,18 +8,20 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from sjd_vllm.config import SJDConfig
-from sjd_vllm.images.environment import prepare_environment
+from sjd_vllm.images.environment import max_cpu_threads, prepare_environment
 from sjd_vllm.images.request import PictureRequest
 from sjd_vllm.models.family import ImageFamily
 
 # Called with the index of a picture that got tokens and how many it has by now.
 TokenProgress = Callable[[int, int], None]
+# Called with the index of a picture that is finished, and the picture.
+Finished = Callable[[int, "DecodedPicture"], None]
 
 _KV_BLOCK_SIZE = 128  # tokens in a KV block of vLLM's CPU build
 
@@ -30,7 +32,7 @@ class DecodedPicture:
 
     token_ids: list[int]
     started: float
-    num_steps: int = 0
+    tokens_by_step: list[int] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -49,6 +51,8 @@ def engine_settings(family: ImageFamily, config: SJDConfig, max_batch_size: int,
         "max_model_len": max_model_len,
     }
     if current_platform.is_cpu():
+        if not config.max_cpu_threads:
+            settings["speculative_config"]["max_cpu_threads"] = max_cpu_threads()
         settings["dtype"] = "float32"
         settings["enforce_eager"] = True
         settings["kv_cache_memory_bytes"] = _kv_cache_bytes(family, max_num_seqs, max_model_len)
@@ -101,6 +105,7 @@ class PictureEngine:
         *,
         batch_size: int | None = None,
         on_tokens: TokenProgress | None = None,
+        on_finished: Finished | None = None,
     ) -> list[DecodedPicture]:
         """Decode the pictures, at most `batch_size` of them at a time, and return them in the order given."""
         waiting = deque(enumerate(requests))
@@ -120,6 +125,8 @@ class PictureEngine:
                         on_tokens(index, len(decoded[index].token_ids))
                     if output.finished:
                         del running[output.request_id]
+                        if on_finished is not None:
+                            on_finished(index, decoded[index])
         finally:
             # After an error or Ctrl-C; the engine stays usable.
             if running:
@@ -137,7 +144,7 @@ class PictureEngine:
 
     def _submit(self, request: PictureRequest) -> str:
         request_id = str(next(self._next_id))
-        self._llm.add_request(request_id, {"prompt_token_ids": request.engine_prompt}, request.sampling_params())
+        self._llm.add_request(request_id, request.engine_prompt, request.sampling_params())
         return request_id
 
 
@@ -147,8 +154,9 @@ def _record(picture: DecodedPicture, request: PictureRequest, output: Any) -> No
     if output.finished:
         picture.seconds = time.perf_counter() - picture.started
         metrics = completion.spec_decode_metrics
-        # Every forward that gives tokens gives one more than the drafts it accepted.
-        picture.num_steps = request.num_new_tokens - sum(metrics.per_step_accepted if metrics else ())
+        # A forward gives one more than the drafts it accepted.
+        accepted = metrics.per_step_accepted if metrics else [0] * request.num_new_tokens
+        picture.tokens_by_step = [count + 1 for count in accepted]
 
 
 def _kv_cache_bytes(family: ImageFamily, num_sequences: int, max_model_len: int) -> int:

@@ -18,16 +18,25 @@ _QUIET_DEFAULTS = {
 }
 
 
+_num_spare_threads = 0  # as `max_cpu_threads` says
+
+
 def prepare_environment(*, is_quiet: bool = False) -> None:
     """Set what is not set; call before vLLM is imported, and best before torch is.
 
     Args:
         is_quiet: also keep vLLM and Transformers from logging anything below an error.
     """
+    global _num_spare_threads
+    cores = num_cores()
+    if "OMP_NUM_THREADS" not in os.environ:
+        _num_spare_threads = cores
     defaults = {
         **_DEFAULTS,
         **(_QUIET_DEFAULTS if is_quiet else {}),
-        "OMP_NUM_THREADS": str(_num_threads()),
+        # Half the cores: all threads wait for the slowest at every operator, so one busy core would stop them all. The
+        # engine takes more for a step where that is measured to be faster.
+        "OMP_NUM_THREADS": str(max(1, cores // 2)),
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -39,7 +48,11 @@ def prepare_server_environment() -> None:
     prepare_environment()
 
 
-def _num_threads() -> int:
-    """Half the cores: all threads wait for the slowest at every operator, so one busy core would stop them all."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // 2)
+def max_cpu_threads() -> int:
+    """What the engine's setting of that name should be: all cores, or 0 where the user has set OMP_NUM_THREADS."""
+    return _num_spare_threads
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

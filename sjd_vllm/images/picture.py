@@ -22,15 +22,20 @@ class Picture:
         request: what was asked for.
         image: the pixels.
         token_ids: the picture's tokens, given and forced ones included.
-        num_steps: forwards of the model that gave tokens, the prompt's included; plain decoding takes one a token.
+        tokens_by_step: tokens that each forward of the model gave, the prompt's included; plain decoding gets one each.
         seconds: from entering the engine to the last token.
     """
 
     request: PictureRequest
     image: Image.Image
     token_ids: list[int]
-    num_steps: int
+    tokens_by_step: list[int]
     seconds: float
+
+    @property
+    def num_steps(self) -> int:
+        """Forwards of the model that gave tokens."""
+        return len(self.tokens_by_step)
 
     @property
     def step_compression(self) -> float:

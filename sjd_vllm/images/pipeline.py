@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ from sjd_vllm.config import ConfigError, SJDConfig, check_int
 from sjd_vllm.images.engine import DecodedPicture, PictureEngine
 from sjd_vllm.images.environment import prepare_environment
 from sjd_vllm.images.picture import GenerationResult, Picture
+from sjd_vllm.images.pixel_decoder import DecodedPixels, PixelDecoder
 from sjd_vllm.images.request import ImageRequest, PictureRequest
-from sjd_vllm.models.family import ImageFamily, ImageSize
+from sjd_vllm.models.family import ImageFamily
 from sjd_vllm.models.registry import load_family
 
 # Called with the rows of image tokens that are complete and the rows there will be, over all pictures.
 Progress = Callable[[int, int], None]
-
-_PIXEL_BATCH = 16  # pictures decoded to pixels at once
 
 
 class ImagePipeline:
@@ -31,6 +31,7 @@ class ImagePipeline:
         num_speculative_tokens: draft tokens in the window, 0 to 128; a request may ask for fewer.
         redraft: how drafts are refreshed, one of `sjd_vllm.config.REDRAFT_NAMES`.
         first_guess: how new drafts are made, one of `sjd_vllm.config.FIRST_GUESS_NAMES`.
+        reuse_threshold: of the redrafts `reuse` and `reuse_biased`.
         max_batch_size: pictures decoded at once.
         engine_args: anything else that `vllm.EngineArgs` takes, for example dtype or tensor_parallel_size.
 
@@ -47,6 +48,7 @@ class ImagePipeline:
         num_speculative_tokens: int | None = None,
         redraft: str | None = None,
         first_guess: str | None = None,
+        reuse_threshold: float | None = None,
         max_batch_size: int = 8,
         **engine_args: Any,
     ) -> None:
@@ -55,6 +57,7 @@ class ImagePipeline:
             "num_speculative_tokens": num_speculative_tokens,
             "redraft": redraft,
             "first_guess": first_guess,
+            "reuse_threshold": reuse_threshold,
         }
         self.config = SJDConfig.from_mapping({name: value for name, value in given.items() if value is not None})
         self.model = _checkpoint(model)
@@ -63,6 +66,7 @@ class ImagePipeline:
         self.max_batch_size = max_batch_size
         self._engine_args = engine_args
         self._engine: PictureEngine | None = None
+        self._pixel_decoder = PixelDecoder(self.family)
 
     def start(self) -> None:
         """Start the engine unless it runs already; takes some seconds."""
@@ -158,30 +162,26 @@ class ImagePipeline:
         assert self._engine is not None
         started = time.perf_counter()
         counter = _RowCounter(self.family, requests, progress)
-        decoded = self._engine.decode(requests, batch_size=batch_size, on_tokens=counter.update)
-        seconds = time.perf_counter() - started
-        images = self._pixels(requests, decoded)
-        pictures = [
-            Picture(request, image, done.token_ids, done.num_steps, done.seconds)
-            for request, image, done in zip(requests, images, decoded, strict=True)
-        ]
-        return GenerationResult(pictures, seconds)
+        pixels: dict[int, Future[DecodedPixels]] = {}
 
-    def _pixels(self, requests: Sequence[PictureRequest], decoded: Sequence[DecodedPicture]) -> list[Image.Image]:
-        by_size: dict[ImageSize, list[int]] = {}
-        for index, (request, done) in enumerate(zip(requests, decoded, strict=True)):
+        def begin_pixels(index: int, done: DecodedPicture) -> None:
+            request = requests[index]
             if len(done.token_ids) != request.num_tokens:
                 raise RuntimeError(
                     f"the engine ended a picture after {len(done.token_ids)} of {request.num_tokens} tokens"
                 )
-            by_size.setdefault(request.size, []).append(index)
-        images: dict[int, Image.Image] = {}
-        for size, indices in by_size.items():
-            for start in range(0, len(indices), _PIXEL_BATCH):
-                batch = indices[start : start + _PIXEL_BATCH]
-                pixels = self.family.decode_pixels([decoded[index].token_ids for index in batch], size)
-                images.update(zip(batch, map(Image.fromarray, pixels), strict=True))
-        return [images[index] for index in range(len(requests))]
+            pixels[index] = self._pixel_decoder.decode(done.token_ids, request.size)
+
+        decoded = self._engine.decode(
+            requests, batch_size=batch_size, on_tokens=counter.update, on_finished=begin_pixels
+        )
+        seconds = time.perf_counter() - started
+        images = [Image.fromarray(pixels[index].result().pixels) for index in range(len(requests))]
+        pictures = [
+            Picture(request, image, done.token_ids, done.tokens_by_step, done.seconds)
+            for request, image, done in zip(requests, images, decoded, strict=True)
+        ]
+        return GenerationResult(pictures, seconds)
 
 
 class _RowCounter:

@@ -24,6 +24,7 @@ from sjd_vllm.config import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from vllm import SamplingParams
 
     from sjd_vllm.models.family import ImageFamily, ImageSize
@@ -115,7 +116,11 @@ class ImageRequest:
         defaults = family.defaults
         num_tokens = family.grammar(size).num_tokens
         prompt_token_ids = family.prompt_token_ids(self.prompt, size)
-        negative_prompt_token_ids = family.negative_prompt_token_ids(self.negative_prompt, size)
+        negative_prompt_token_ids = (
+            family.negative_prompt_token_ids(self.negative_prompt, size)
+            if self.negative_prompt
+            else family.unconditional_token_ids(prompt_token_ids, size)
+        )
         _check_length("prompt", prompt_token_ids, num_tokens, max_model_len)
         _check_length("negative_prompt", negative_prompt_token_ids, num_tokens, max_model_len)
         given: list[int] = []
@@ -124,6 +129,7 @@ class ImageRequest:
             from sjd_vllm.images.init_picture import given_token_ids
 
             given = given_token_ids(family, size, self.init_image, self.keep_rows)
+        prompt_embeds = family.prompt_embeds(self.prompt, size)
         first_seed = secrets.randbelow(2**31) if self.seed is None else self.seed
         return [
             PictureRequest(
@@ -136,6 +142,7 @@ class ImageRequest:
                 temperature=defaults.temperature if self.temperature is None else float(self.temperature),
                 top_k=defaults.top_k if self.top_k is None else self.top_k,
                 top_p=defaults.top_p if self.top_p is None else float(self.top_p),
+                prompt_embeds=prompt_embeds,
                 sjd=SJDParams(
                     guidance_scale=float(
                         defaults.guidance_scale if self.guidance_scale is None else self.guidance_scale
@@ -160,6 +167,7 @@ class PictureRequest:
         num_tokens: T, tokens of a finished picture, given ones included.
         prompt_token_ids: the conditional prompt; the unconditional one is in `sjd`, whether guidance is on or not.
         given_token_ids: the picture's first tokens, if it starts from a given one; they end both prompts.
+        prompt_embeds: a vector for each id of the conditional prompt, where the family has them.
     """
 
     prompt: str
@@ -172,6 +180,7 @@ class PictureRequest:
     top_k: int
     top_p: float
     sjd: SJDParams
+    prompt_embeds: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def num_new_tokens(self) -> int:
@@ -179,9 +188,20 @@ class PictureRequest:
         return self.num_tokens - len(self.given_token_ids)
 
     @property
-    def engine_prompt(self) -> list[int]:
-        """What the engine gets as the prompt: the text, and the given tokens of the picture."""
-        return [*self.prompt_token_ids, *self.given_token_ids]
+    def engine_prompt(self) -> dict[str, Any]:
+        """What the engine gets as the prompt, in vLLM's form: the text, and the given tokens of the picture."""
+        token_ids = [*self.prompt_token_ids, *self.given_token_ids]
+        if self.prompt_embeds is None:
+            return {"type": "token", "prompt_token_ids": token_ids}
+        from torch.nn.functional import pad
+
+        num_given = len(self.given_token_ids)
+        return {
+            "type": "embeds",
+            "prompt_token_ids": token_ids,
+            "prompt_embeds": pad(self.prompt_embeds, (0, 0, 0, num_given)),
+            "is_token_ids": [False] * len(self.prompt_token_ids) + [True] * num_given,
+        }
 
     def sampling_params(self) -> SamplingParams:
         """The same for vLLM's public API; new tokens are delivered as they are committed."""

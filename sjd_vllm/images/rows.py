@@ -38,5 +38,9 @@ def append_rows(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def rounded(value: float, digits: int = 4) -> float:
-    """A measured number with as many digits as it deserves."""
+    """A measured number with as many digits as it deserves.
+
+    >>> rounded(2.34567), rounded(1234.567, digits=2)
+    (2.346, 1200.0)
+    """
     return float(f"{value:.{digits}g}")

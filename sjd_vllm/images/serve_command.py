@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+from dataclasses import dataclass
 
 from sjd_vllm.config import FIRST_GUESS_NAMES, MAX_WINDOW, REDRAFT_NAMES, SJDConfig, check_int
 from sjd_vllm.images.api_limits import LIMITS_KEY, ServerLimits
@@ -53,36 +54,69 @@ def add_flags(parser: Parser) -> None:
     parser.set_defaults(unknown_hint=" Flags of `vllm serve` go behind -- at the end.")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Check the settings and become `vllm serve`."""
-    check_int("max_batch_size", args.max_batch_size, 1, 1024)
-    check_int("port", args.port, 1, 65_535)
-    limits = ServerLimits(**{field.name: getattr(args, field.name) for field in dataclasses.fields(ServerLimits)})
-    prepare_server_environment()
-    from sjd_vllm.images.engine import engine_settings
-    from sjd_vllm.images.pipeline import ImagePipeline
+@dataclass(frozen=True)
+class ServerSettings:
+    """What makes `vllm serve` an images server. Raises ConfigError for a bad value."""
 
-    # Checks the model and the settings; its engine is never started.
-    pipeline = ImagePipeline(
-        args.model,
+    model: str | None = None  # a checkpoint's folder; None is the demo model
+    num_speculative_tokens: int | None = None  # draft tokens in the window; None is the default of SJDConfig
+    redraft: str | None = None
+    first_guess: str | None = None
+    max_batch_size: int = 16  # pictures decoded at once
+    limits: ServerLimits = dataclasses.field(default_factory=ServerLimits)
+
+    def __post_init__(self) -> None:
+        check_int("max_batch_size", self.max_batch_size, 1, 1024)
+
+    def vllm_arguments(self) -> list[str]:
+        """The model and the flags of `vllm serve`; puts what they need into the environment of this process.
+
+        Raises ConfigError for an unknown model or a bad setting.
+        """
+        prepare_server_environment()
+        from sjd_vllm.images.engine import engine_settings
+        from sjd_vllm.images.pipeline import ImagePipeline
+
+        # Checks the model and the settings; its engine is never started.
+        pipeline = ImagePipeline(
+            self.model,
+            num_speculative_tokens=self.num_speculative_tokens,
+            redraft=self.redraft,
+            first_guess=self.first_guess,
+            max_batch_size=self.max_batch_size,
+        )
+        settings = {
+            **engine_settings(pipeline.family, pipeline.config, self.max_batch_size, pipeline.max_model_len),
+            "additional_config": {LIMITS_KEY: dataclasses.asdict(self.limits)},
+            "shutdown_timeout": _SHUTDOWN_SECONDS,
+            "load_format": "safetensors",  # vLLM would take pickled weights as well
+            **pipeline.family.engine_args,
+            "served_model_name": "demo" if self.model is None else pipeline.model.resolve().name,
+        }
+        allowed = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
+        os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*allowed, _PLUGIN]))
+        return [str(pipeline.model), *vllm_flags(settings)]
+
+
+def server_settings(args: argparse.Namespace) -> ServerSettings:
+    """From the parsed flags. Raises ConfigError."""
+    limits = ServerLimits(**{field.name: getattr(args, field.name) for field in dataclasses.fields(ServerLimits)})
+    return ServerSettings(
+        model=args.model,
         num_speculative_tokens=args.num_speculative_tokens,
         redraft=args.redraft,
         first_guess=args.first_guess,
         max_batch_size=args.max_batch_size,
+        limits=limits,
     )
-    settings = {
-        **engine_settings(pipeline.family, pipeline.config, args.max_batch_size, pipeline.max_model_len),
-        "additional_config": {LIMITS_KEY: dataclasses.asdict(limits)},
-        "shutdown_timeout": _SHUTDOWN_SECONDS,
-        "load_format": "safetensors",  # vLLM would take pickled weights as well
-        **pipeline.family.engine_args,
-        "served_model_name": "demo" if args.model is None else pipeline.model.resolve().name,
-        "host": args.host,
-        "port": args.port,
-    }
-    allowed = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
-    os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*allowed, _PLUGIN]))
-    sys.argv = ["vllm", "serve", str(pipeline.model), *vllm_flags(settings), *args.vllm_flags]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the settings and become `vllm serve`."""
+    settings = server_settings(args)
+    check_int("port", args.port, 1, 65_535)
+    address = vllm_flags({"host": args.host, "port": args.port})
+    sys.argv = ["vllm", "serve", *settings.vllm_arguments(), *address, *args.vllm_flags]
     from vllm.entrypoints.cli.main import main
 
     main()

@@ -1,4 +1,4 @@
-"""Configs that Transformers does not know, or that name remote code: vLLM reads them through a family's own reader."""
+"""Configs that Transformers does not know, or that name remote code, read by vLLM through a family's own reader."""
 
 from __future__ import annotations
 

@@ -86,6 +86,7 @@ class ImageFamily(ABC):
         examples: prompts that show what the model can do; may be empty.
         can_encode: whether `encode_pixels` works, so that a picture can start from the rows of a given one.
         engine_args: fields of vLLM's EngineArgs that this checkpoint needs, where the user has left them alone.
+        embedded_token_id: the id in a prompt for which `prompt_embeds` brings a vector; None if there is none.
     """
 
     path: Path
@@ -96,6 +97,7 @@ class ImageFamily(ABC):
     examples: tuple[str, ...] = ()
     can_encode: bool = False
     engine_args: Mapping[str, Any] = {}
+    embedded_token_id: int | None = None
 
     @abstractmethod
     def grammar(self, size: ImageSize) -> ImageGrammar:
@@ -105,9 +107,20 @@ class ImageFamily(ABC):
     def prompt_token_ids(self, prompt: str, size: ImageSize) -> list[int]:
         """The conditional prompt, up to and including the begin-of-image tokens."""
 
+    def prompt_embeds(self, prompt: str, size: ImageSize) -> Tensor | None:
+        """float32 [L, hidden size]: vectors for all L tokens of the conditional prompt, where ids do not say enough.
+
+        Each id of `prompt_token_ids` is then `embedded_token_id`. None, as it mostly is: the ids are all.
+        """
+        return None
+
     @abstractmethod
     def negative_prompt_token_ids(self, negative_prompt: str | None, size: ImageSize) -> list[int]:
         """The unconditional prompt; None is the family's own empty one."""
+
+    def unconditional_token_ids(self, prompt_token_ids: list[int], size: ImageSize) -> list[int]:
+        """The unconditional prompt where none is asked for; a family whose own depends on the prompt overrides it."""
+        return self.negative_prompt_token_ids(None, size)
 
     @abstractmethod
     def decode_pixels(self, token_ids: list[list[int]], size: ImageSize) -> Pixels:

@@ -118,6 +118,12 @@ def grid_grammar(
         code_ids: the token id of each code of the codebook, K of them, all different.
         end_of_row: forced after every row, the last one included.
         end_of_image: forced after the last row's own end.
+
+    >>> grammar = grid_grammar(code_ids=[10, 11, 12], rows=2, columns=2, end_of_row=[1], end_of_image=[2])
+    >>> grammar.num_tokens, grammar.row_ends
+    (7, [2, 5])
+    >>> grammar.codes([10, 12, 1, 11, 11, 1, 2]).tolist()
+    [[0, 2], [1, 1]]
     """
     specials = list(dict.fromkeys([*end_of_row, *end_of_image]))
     if set(specials) & set(code_ids) or len(set(code_ids)) != len(code_ids):

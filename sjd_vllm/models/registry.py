@@ -26,7 +26,7 @@ from sjd_vllm.models.family import ImageFamily
 ENTRY_POINT_GROUP = "sjd_vllm.families"
 
 # A folder that fits several is the first one's: the demo says its name, the later ones look at names and files.
-_OWN = ("demo", "lumina_mgpt", "chameleon")
+_OWN = ("demo", "emu3", "janus", "simplear", "llamagen", "lumina_mgpt2", "lumina_mgpt", "chameleon")
 
 
 class FamilyModule(Protocol):

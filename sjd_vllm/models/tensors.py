@@ -1,11 +1,12 @@
 """Tensors of checkpoint files: their headers without their contents, and what is missing or too many among them.
 
-Formats: safetensors, and PyTorch's zip files (.pt, .pth, .bin, .ckpt) as original releases have them. The latter are
-read by PyTorch's unpickler for weights alone, which runs no code of theirs.
+Formats: safetensors, and PyTorch's zip files as original releases have them. Those with a state dict (.pt, .pth, .bin,
+.ckpt) are read by PyTorch's unpickler for weights alone, and TorchScript's (.jit) by ours; neither runs code of theirs.
 """
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from sjd_vllm.models.torchscript import read_torchscript
+
 Shape = tuple[int, ...]
+
+# Training code leaves its command line beside the weights; a Namespace holds it and does nothing.
+INERT_CLASSES = (Namespace,)
 
 
 def tensor_shapes(files: Iterable[Path]) -> dict[str, Shape]:
@@ -69,7 +75,14 @@ def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape], *, su
 
 def _unpickled(file: Path, *, device: str) -> dict[str, Tensor]:
     """The state dict in a file, which may stand under a key of its own, as training code leaves it."""
-    content: Any = torch.load(file, map_location=device, weights_only=True, mmap=True)
+    if file.suffix == ".jit":
+        return read_torchscript(file, device=device)
+    with torch.serialization.safe_globals([*INERT_CLASSES]):
+        return state_dict(torch.load(file, map_location=device, weights_only=True, mmap=True))
+
+
+def state_dict(content: Any) -> dict[str, Tensor]:
+    """The tensors by name in what a file holds. Raises ValueError where it is no mapping."""
     for key in ("model", "state_dict", "module"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

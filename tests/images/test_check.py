@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sjd_vllm.cli import main
 from sjd_vllm.demo import checkpoint_path
-from sjd_vllm.images.cli import main
 
 
 def test_the_demo_model_is_ready(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sjd_vllm.images.cli import main
+from sjd_vllm.cli import main
 from sjd_vllm.images.pipeline import ImagePipeline
 
 COMMAND = str(Path(sys.executable).parent / "sjd-vllm")
@@ -127,7 +127,7 @@ def test_the_installed_command_says_the_same(arguments: list[str], tmp_path: Pat
 
 def test_settings_are_checked_before_anything_heavy_is_imported(tmp_path: Path) -> None:
     program = (
-        "import sys; from sjd_vllm.images.cli import main;"
+        "import sys; from sjd_vllm.cli import main;"
         "code = main(['generate', 'x', '-o', 'a.png', '--top-p', '2']);"
         "sys.exit(code if not {'torch', 'vllm', 'transformers'} & sys.modules.keys() else 3)"
     )

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from sjd_vllm import ImagePipeline
+from sjd_vllm.cli import main
 from sjd_vllm.config import ConfigError
-from sjd_vllm.images.cli import main
 from sjd_vllm.images.init_picture import MAX_PIXELS
 from sjd_vllm.images.request import ImageRequest, PictureRequest
 

@@ -56,7 +56,7 @@ def test_another_packages_family_is_found(site: Path, tmp_path: Path) -> None:
     del config["sjd"]["family"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes((checkpoint_path() / "model.safetensors").read_bytes())
-    done = run(site, "-m", "sjd_vllm.images.cli", "check", str(tmp_path), "--json")
+    done = run(site, "-m", "sjd_vllm.cli", "check", str(tmp_path), "--json")
     assert json.loads(done.stdout)["family"] == "painted", done.stderr
 
 
@@ -79,7 +79,7 @@ def test_its_model_class_is_told_to_vllm(site: Path) -> None:
 def test_a_family_that_cannot_be_used_is_named(site: Path, entry: str, source: str, said: str) -> None:
     (site / "painted.py").write_text(source)
     (site / "painted-1.0.dist-info" / "entry_points.txt").write_text(f"[sjd_vllm.families]\n{entry} = painted\n")
-    done = run(site, "-m", "sjd_vllm.images.cli", "check", str(site))
+    done = run(site, "-m", "sjd_vllm.cli", "check", str(site))
     assert done.returncode == 1
     assert f"the family '{entry}' of painted" in done.stderr
     assert said in done.stderr

@@ -1,7 +1,8 @@
 """The command `sjd-vllm`.
 
 Exit codes: 0 done; 1 something failed while running; 2 bad input, told in one line; 130 interrupted.
-Nothing heavy is imported until the arguments have been checked.
+Nothing heavy is imported until the arguments have been checked. This module stands above all folders: it knows every
+command, and nothing imports it.
 """
 
 from __future__ import annotations
@@ -10,13 +11,26 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from sjd_vllm import __version__
 from sjd_vllm.config import ConfigError, check_int
-from sjd_vllm.images import bench_command, check_command, generate_command, serve_command
+from sjd_vllm.deploy import plan_command, serve_command
+from sjd_vllm.evaluation import eval_command, report_command
+from sjd_vllm.images import bench_command, check_command, generate_command
 from sjd_vllm.images.flags import Parser
 
 _HELP = "sjd-vllm --help says more."
+
+
+@dataclass(frozen=True)
+class Command:
+    """One word behind `sjd-vllm`: what adds its flags to a parser, and what runs it and returns the exit code."""
+
+    name: str
+    summary: str
+    add_flags: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,33 +68,21 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"sjd-vllm {__version__}")
     parser.set_defaults(run=_no_command)
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
-    _add(commands, "generate", "pictures from prompts", generate_command.add_flags, generate_command.run)
-    _add(
-        commands, "bench", "plain vLLM and SJD side by side on this machine", bench_command.add_flags, bench_command.run
-    )
-    _add(commands, "serve", "vLLM's own server with SJD and the images API", serve_command.add_flags, serve_command.run)
-    _add(
-        commands, "check", "what a checkpoint is, and what is wrong with it", check_command.add_flags, check_command.run
-    )
-    _add(commands, "demo-path", "print where the demo checkpoint lies", lambda _: None, _demo_path)
-    _add(commands, "demo-prompts", "print captions that the demo model understands", _demo_prompts_flags, _demo_prompts)
+    for command in _COMMANDS:
+        _add(commands, command)
     return parser
 
 
-def _add(
-    commands: argparse._SubParsersAction[Parser],
-    name: str,
-    summary: str,
-    add_flags: Callable[[Parser], None],
-    run: Callable[[argparse.Namespace], int],
-) -> None:
-    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-    add_flags(parser)
-    parser.set_defaults(run=run, flags=tuple(parser._option_string_actions))
+def _add(commands: argparse._SubParsersAction[Parser], command: Command) -> None:
+    summary = command.summary
+    parser = commands.add_parser(command.name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    command.add_flags(parser)
+    parser.set_defaults(run=command.run, flags=tuple(parser._option_string_actions))
 
 
 def _no_command(args: argparse.Namespace) -> int:
-    raise ConfigError("command", f"say what to do: generate, bench, serve, check, demo-path or demo-prompts. {_HELP}")
+    *names, last = (command.name for command in _COMMANDS)
+    raise ConfigError("command", f"say what to do: {', '.join(names)} or {last}. {_HELP}")
 
 
 def _demo_path(args: argparse.Namespace) -> int:
@@ -103,6 +105,28 @@ def _demo_prompts(args: argparse.Namespace) -> int:
     print("\n".join(captions(args.count, args.seed)))
     return 0
 
+
+_COMMANDS = (
+    Command("generate", "pictures from prompts", generate_command.add_flags, generate_command.run),
+    Command("bench", "plain vLLM and SJD side by side on this machine", bench_command.add_flags, bench_command.run),
+    Command(
+        "serve",
+        "vLLM's own server with SJD and the images API; with --ray-replicas, several of them on a Ray cluster",
+        serve_command.add_flags,
+        serve_command.run,
+    ),
+    Command("check", "what a checkpoint is, and what is wrong with it", check_command.add_flags, check_command.run),
+    Command("eval", "all methods on a suite of prompts, and tests of them", eval_command.add_flags, eval_command.run),
+    Command("report", "a page about runs of eval", report_command.add_flags, report_command.run),
+    Command(
+        "plan",
+        "pictures a second and memory that GPUs can be expected to give",
+        plan_command.add_flags,
+        plan_command.run,
+    ),
+    Command("demo-path", "print where the demo checkpoint lies", lambda _: None, _demo_path),
+    Command("demo-prompts", "print captions that the demo model understands", _demo_prompts_flags, _demo_prompts),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,1 @@
+"""Evaluation: every method on the same prompts and seeds, losslessness, scores, and a report."""

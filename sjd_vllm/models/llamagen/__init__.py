@@ -1,0 +1,1 @@
+"""The LlamaGen family (FoundationVision/LlamaGen): class- and text-conditional Llamas over a grid of VQ codes."""

@@ -1,0 +1,60 @@
+"""Two workers of vLLM's multiprocess executor: the tokens of one, and the exact law."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from engine_harness import Engine, Reference, engine
+from parallel_cases import NUM_LAW_TOKENS, NUM_SAMPLES, PAIR, PASS, greedy_tokens, law_samples, p_value
+
+WINDOW = 16
+
+
+def tokens_held(worker: object) -> list[list[int]]:
+    """All token ids that a worker's batch has held: what it sampled itself, as nobody tells it the other's."""
+    return worker.model_runner.input_batch.token_ids_cpu.tolist()  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.fixture(scope="module")
+def greedy_alone(tiny_llama: Path) -> list[list[int]]:
+    with engine(tiny_llama, window=WINDOW) as running:
+        return greedy_tokens(running)
+
+
+@pytest.fixture(scope="module")
+def two_workers(tiny_llama: Path, greedy_alone: list[list[int]]) -> Iterator[Engine]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # a test may send a function to the workers
+    try:
+        with engine(
+            tiny_llama,
+            window=WINDOW,
+            tensor_parallel_size=2,
+            distributed_executor_backend="mp",
+            max_num_seqs=128,
+        ) as running:
+            yield running
+    finally:
+        patch.undo()
+
+
+def test_greedy_tokens_are_those_of_one_worker(two_workers: Engine, greedy_alone: list[list[int]]) -> None:
+    assert greedy_tokens(two_workers) == greedy_alone
+    two_workers.assert_nothing_left()
+
+
+@pytest.mark.parametrize("redraft", ["gumbel", "coupled"])
+def test_joint_law_under_guidance(two_workers: Engine, reference: Reference, redraft: str) -> None:
+    samples = law_samples(two_workers, {**PAIR, "redraft": redraft})
+    assert (len(samples), {len(tokens) for tokens in samples}) == (NUM_SAMPLES, {NUM_LAW_TOKENS})
+    assert p_value(samples, reference, PAIR) > PASS
+    assert p_value(samples, reference, None) < PASS, "samples without guidance would pass too"
+
+
+def test_all_ranks_sample_the_same_tokens(two_workers: Engine) -> None:
+    law_samples(two_workers, {**PAIR, "redraft": "coupled"})
+    first, second = two_workers.llm.collective_rpc(tokens_held)
+    assert len({tuple(row) for row in first}) > 50
+    assert first == second

@@ -1,0 +1,178 @@
+"""Real Ray nodes as processes of this machine, and Serve applications on them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from live_server import free_port
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parent.parent
+_START_SECONDS = 240
+# For the nodes and for the process that connects to them: a token of this run's own, as Ray 2.60 asks for one, and more
+# patience than Ray has by itself, for busy machines.
+VARIABLES = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_gcs_rpc_server_connect_timeout_s": "60",
+    "RAY_gcs_server_request_timeout_seconds": "120",
+    "RAY_raylet_start_wait_time_s": "180",
+}
+
+
+@contextmanager
+def ray_node(flags: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[None]:
+    """`ray start --block` with some flags until the end; its processes, and all that they started, end with it."""
+    command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *flags]
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=dict(environment), start_new_session=True
+        )
+    try:
+        _wait_for_text(log, "Ray runtime started", process)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running cluster: its address, and the folder of its logs."""
+
+    address: str
+    folder: Path
+
+    def logs(self) -> str:
+        """What all processes have written."""
+        return "".join(path.read_text(errors="replace") for path in self.folder.glob("session_2*/logs/worker-*.*"))
+
+
+@contextmanager
+def ray_head(num_cpus: int, environment: Mapping[str, str]) -> Iterator[Head]:
+    """A cluster of one node that has two GPUs by its own account."""
+    port = free_port()
+    folder = Path(tempfile.mkdtemp(prefix="sjd"))  # short: the paths of Ray's sockets lie below it
+    flags = ["--head", "--port", str(port), "--num-cpus", str(num_cpus), "--num-gpus", "2"]
+    flags += ["--include-dashboard", "false", "--object-store-memory", "100000000", "--temp-dir", str(folder)]
+    try:
+        with ray_node(flags, environment, folder / "head.log"):
+            yield Head(f"127.0.0.1:{port}", folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def node_environment(*paths: Path, **variables: str) -> dict[str, str]:
+    """Variables of a Ray node's processes: this checkout's package, with some folders before it on Python's path."""
+    path = os.pathsep.join(map(str, [*paths, ROOT, ROOT / "kernels"]))
+    unset = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM", "OMP_NUM_THREADS")
+    inherited = {name: value for name, value in os.environ.items() if name not in unset}
+    return {**inherited, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0", **VARIABLES, **variables}
+
+
+def connect(address: str) -> None:
+    """Make this process a client of a cluster; `ray.shutdown` ends it. A busy machine may take several tries."""
+    import ray
+    from ray._raylet import Config
+
+    os.environ.update(VARIABLES)
+    Config.initialize("")  # Ray has read its variables when vLLM imported it
+
+    for tries_left in (4, 3, 2, 1, 0):
+        try:
+            ray.init(address=address, log_to_driver=False)
+            return
+        except (ConnectionError, RuntimeError):
+            if not tries_left:
+                raise
+            time.sleep(5)
+
+
+def serve_run(
+    address: str,
+    port: int,
+    args: Mapping[str, object],
+    folder: Path,
+    environment: Mapping[str, str],
+    *,
+    name: str = "images",
+    replicas: int | None = None,
+) -> None:
+    """Hand an application to the cluster, by `serve run` and a YAML file; does not wait until it is up.
+
+    args: of `sjd_vllm.deploy.ray_serve:build`.
+    replicas: overrides their number alone, as an operator would do in the file of an application that runs.
+    """
+    app: dict[str, object] = {
+        "name": name,
+        "route_prefix": "/" if name == "images" else f"/{name}",
+        "import_path": "sjd_vllm.deploy.ray_serve:build",
+        "args": dict(args),
+    }
+    if replicas is not None:
+        app["deployments"] = [{"name": "replicas", "num_replicas": replicas}]
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [app]}))
+    command = [str(BIN / "serve"), "run", "--non-blocking", "-a", address, str(path)]
+    subprocess.run(command, env=dict(environment), timeout=_START_SECONDS, check=True, capture_output=True)
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below a process."""
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += [int(child) for child in children.read_text().split()]
+            except OSError:
+                continue
+    return found[1:]
+
+
+def titled(pids: Sequence[int], title: str) -> list[int]:
+    """Those of the processes whose command line holds a text."""
+    found = []
+    for pid in pids:
+        try:
+            if title in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def kill(pid: int) -> None:
+    """As the kernel does when memory is short."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs still."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _wait_for_text(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + _START_SECONDS
+    while text not in log.read_text():
+        assert process.poll() is None, log.read_text()[-2000:]
+        assert time.monotonic() < until, log.read_text()[-2000:]
+        time.sleep(0.2)
