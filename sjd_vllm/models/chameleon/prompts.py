@@ -17,7 +17,7 @@ from sjd_vllm.models.chameleon.config import tokenizer_file
 
 BEGIN_IMAGE, END_IMAGE = "<racm3:break>", "<eoss>"
 BEGIN_SEQUENCE, END_TURN = "<s>", "<reserved08706>"
-_IMAGE_PREFIX, _IMAGE_END = "IMGIMG", "Z"
+_IMAGE_PREFIX = "IMGIMG"
 _DIGIT_OF_LETTER = str.maketrans({chr(ord("A") + digit): str(digit) for digit in range(10)})
 
 
@@ -37,7 +37,7 @@ def code_ids(vocabulary: Mapping[str, int]) -> list[int]:
     id_of_code: dict[int, int] = {}
     for token, index in vocabulary.items():
         if token.startswith(_IMAGE_PREFIX):
-            digits = token.removeprefix(_IMAGE_PREFIX).removesuffix(_IMAGE_END).translate(_DIGIT_OF_LETTER)
+            digits = token[len(_IMAGE_PREFIX) : -1].translate(_DIGIT_OF_LETTER)
             if not digits.isdecimal():
                 raise ValueError(f"the image token {token!r} names no code")
             id_of_code[int(digits)] = index
