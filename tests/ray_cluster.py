@@ -30,13 +30,17 @@ VARIABLES = {
     "RAY_gcs_rpc_server_connect_timeout_s": "60",
     "RAY_gcs_server_request_timeout_seconds": "120",
     "RAY_raylet_start_wait_time_s": "180",
+    "RAY_agent_register_timeout_ms": "180000",
 }
 
 
 @contextmanager
 def ray_node(flags: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[None]:
     """`ray start --block` with some flags until the end; its processes, and all that they started, end with it."""
-    command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *flags]
+    # Ports that Ray would take by number, and another cluster on this machine may have.
+    fixed = ("--dashboard-agent-listen-port", "--dashboard-agent-grpc-port", "--metrics-export-port")
+    ports = [part for flag in fixed for part in (flag, str(free_port()))]
+    command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *ports, *flags]
     with log.open("w") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=dict(environment), start_new_session=True
@@ -70,7 +74,16 @@ def ray_head(num_cpus: int, environment: Mapping[str, str]) -> Iterator[Head]:
     port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="sjd"))  # short: the paths of Ray's sockets lie below it
     flags = ["--head", "--port", str(port), "--num-cpus", str(num_cpus), "--num-gpus", "2"]
-    flags += ["--include-dashboard", "false", "--object-store-memory", "100000000", "--temp-dir", str(folder)]
+    flags += [
+        "--ray-client-server-port",
+        str(free_port()),
+        "--include-dashboard",
+        "false",
+        "--object-store-memory",
+        "100000000",
+        "--temp-dir",
+        str(folder),
+    ]
     try:
         with ray_node(flags, environment, folder / "head.log"):
             yield Head(f"127.0.0.1:{port}", folder)

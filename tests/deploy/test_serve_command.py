@@ -14,7 +14,7 @@ from live_server import free_port
 from ray_cluster import Head, descendants
 from tiny_models import make_tiny_painter
 
-START_SECONDS = 300
+START_SECONDS = 540
 
 
 def test_the_short_form(head: Head, node_variables: dict[str, str], tmp_path: Path) -> None:
