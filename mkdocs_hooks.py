@@ -11,7 +11,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent
 # Taken into the site, under the same path.
 _MORE = ("benchmarks/README.md", "benchmarks/results/*")
-_IN_REPOSITORY = re.compile(r"\]\(\.\./(benchmarks/[^)#]*|README\.md)(#[^)]*)?\)")
+_IN_REPOSITORY = re.compile(r"(?<!!)\[([^\]]+)\]\(\.\./([^)#]+)(#[^)]*)?\)")
 
 
 def on_config(config: Any) -> Any:
@@ -29,17 +29,24 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Links that are right in the repository become right in the site."""
+    """Links that are right in the repository become right in the site; those to its code become their text.
+
+    A link to what is nowhere is left as it is, and fails a strict build.
+    """
     if page.file.src_uri == "benchmarks/README.md":
         return markdown
 
-    def target(match: re.Match[str]) -> str:
-        path, anchor = match.group(1), match.group(2) or ""
+    def replaced(match: re.Match[str]) -> str:
+        text, path, anchor = match.group(1), match.group(2), match.group(3) or ""
         if path == "README.md":
-            return "](index.md)"
-        return f"](benchmarks/README.md{anchor})" if (ROOT / path).is_dir() else f"]({path}{anchor})"
+            return f"[{text}](index.md)"
+        if path.startswith("benchmarks/") and any((ROOT / path).match(pattern) for pattern in _MORE):
+            return f"[{text}]({path}{anchor})"
+        if path.startswith("benchmarks/results") and (ROOT / path).is_dir():
+            return f"[{text}](benchmarks/README.md)"
+        return text if (ROOT / path).exists() else match.group(0)
 
-    return _IN_REPOSITORY.sub(target, markdown)
+    return _IN_REPOSITORY.sub(replaced, markdown)
 
 
 def _existing(entries: list[Any]) -> list[Any]:

@@ -42,13 +42,14 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
 def test_a_dead_link_fails_the_build(tmp_path: Path) -> None:
     """The negative control."""
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "index.md").write_text("[gone](missing.md)")
-    config = (ROOT / "mkdocs.yml").read_text().replace("hooks: [mkdocs_hooks.py]", "").split("nav:")[0]
-    (tmp_path / "mkdocs.yml").write_text(config)
+    (tmp_path / "docs" / "index.md").write_text("[gone](missing.md) and [gone too](../sjd_vllm/missing.py)")
+    (tmp_path / "mkdocs.yml").write_text((ROOT / "mkdocs.yml").read_text().split("nav:")[0] + "nav: [{Home: index.md}]")
+    (tmp_path / "mkdocs_hooks.py").write_text((ROOT / "mkdocs_hooks.py").read_text())
     command = [str(PYTHON_BIN / "mkdocs"), "build", "--strict"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "missing.md" in done.stderr
+    assert "missing.py" in done.stderr
 
 
 def test_the_notebook_runs() -> None:
