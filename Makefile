@@ -26,7 +26,7 @@ bench: $(READY)
 	mkdir -p benchmarks/results
 	$(BIN)/sjd-vllm bench $(BENCH_FLAGS) --output-row benchmarks/results/latency.csv
 
-# The demo model's report: about ten minutes on two quiet cores. Stopped, it goes on where it was; `rm -r out/report-runs` starts anew.
+# The demo model's report, docs/report.html and .md. Stopped, it goes on where it was; `rm -r out/report-runs` starts anew.
 report: $(READY)
 	$(BIN)/sjd-vllm eval --suite demo --limit 48 --lossless --num-speculative-tokens 32 \
 	    --methods none,gumbel,coupled,reuse,resample -o $(REPORT_RUNS)/main

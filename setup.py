@@ -35,11 +35,13 @@ setup(
         "sjd_vllm": ["py.typed"],
         "sjd_vllm.demo": ["checkpoint/**"],
         "sjd_vllm.images": ["playground_page/*"],
+        "sjd_vllm.models.llamagen": ["imagenet_classes.txt"],
     },
     install_requires=["numba", "numpy", "pillow>=12", "psutil", "safetensors", "tqdm", "transformers>=5.16,<6"],
     extras_require={
         "gpu": ["vllm==0.32.*"],
         "server": ["fastapi", "python-multipart", "uvicorn"],
+        "llamagen": ["beautifulsoup4", "ftfy"],
         "ray": ["ray[serve]>=2.60"],
         "eval": ["matplotlib", "torchmetrics", "torch-fidelity"],
         "xformers": ["xformers>=0.0.35; sys_platform == 'linux'"],

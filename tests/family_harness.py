@@ -231,7 +231,7 @@ def check_two_ranks(
         input=json.dumps(given),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=540,
         env={**_environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("TOKENS ")]

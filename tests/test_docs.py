@@ -60,8 +60,10 @@ def test_the_notebook_runs() -> None:
         return [[output["output_type"] for output in cell] for cell in cells]
 
     assert kinds(outputs) == kinds(stored), "run `python tests/notebook_cells.py docs/tour.ipynb`"
-    # the tokens are the same wherever it runs, and so are the forwards
-    assert outputs[1] == stored[1]
+    # how many forwards drafts take may differ in the last bits of a machine's arithmetic; that they save some may not
+    plain, drafted = (json.loads(line.split("]")[0] + "]") for line in outputs[1][0]["text"].splitlines())
+    assert plain == [273] * 4
+    assert max(drafted) < 273 / 2
 
 
 def _modules() -> list[str]:

@@ -70,6 +70,7 @@ def vq_weights(attn_resolutions: tuple[int, ...] = ()) -> dict[str, Tensor]:
         for name, tensor in weights.items():
             if "norm" in name:
                 tensor.normal_(mean=1.0 if name.endswith("weight") else 0.0, std=0.3)
+        weights["quant_conv.weight"].mul_(5)  # so that a picture's latents come near to many entries
     return weights
 
 
@@ -181,7 +182,7 @@ def write_anole(path: Path, model: Any) -> Path:
 
 
 def write_lumina(path: Path, model: Any, *, vqgan_folder: str = "original_tokenizers") -> Path:
-    """The layout of Alpha-VLLM/Lumina-mGPT-7B-768: no pixels, a row per rank in the norms, Meta's files put beside it."""
+    """The layout of Alpha-VLLM/Lumina-mGPT-7B-768: no pixels, a row per rank in the norms; Meta's files beside it."""
     config = model.config
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sjd_vllm.images.request import PictureRequest
 
 _METHODS = "none,resample,coupled,gumbel,reuse"
-_NO_FLAGS = ("n", "seed", "method", "redraft", "num_speculative_tokens")
+_NO_FLAGS = ("n", "seed", "method", "redraft", "num_speculative_tokens", "init_image", "keep_rows")
 _SCORES = ("clip", "fid")
 
 

@@ -49,7 +49,6 @@ def compression_by_window(cells: Mapping[str, Mapping[int, tuple[float, float]]]
     """Tokens per forward against the window; cells: method -> window -> (mean, standard error) of the forwards."""
     with pyplot.rc_context(_STYLE):
         figure, axes = pyplot.subplots(figsize=(_WIDTH, 4.4), layout="constrained")
-        ends = []
         for name, by_window in cells.items():
             windows = sorted(by_window)
             means = np.array([by_window[window][0] for window in windows])
@@ -63,9 +62,7 @@ def compression_by_window(cells: Mapping[str, Mapping[int, tuple[float, float]]]
                 alpha=0.15,
                 linewidth=0,
             )
-            ends.append((float(num_tokens / means[-1]), name, windows[-1]))
-        axes.axhline(1, color=COLOURS["none"], linewidth=1, linestyle="--")
-        axes.annotate("plain decoding", (axes.get_xlim()[0], 1), (2, 3), textcoords="offset points", color="#777777")
+        axes.axhline(1, color=COLOURS["none"], linewidth=1, linestyle="--", label="none")
         axes.set_xscale("log", base=2)
         ticks = sorted({window for by_window in cells.values() for window in by_window})
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -154,7 +151,7 @@ def maps(rows: Sequence[tuple[str, Any, Sequence[Sequence[float]], Sequence[Sequ
         figure, grid = pyplot.subplots(
             3, len(rows), figsize=(2.1 * len(rows) + 0.9, 6.6), layout="constrained", squeeze=False
         )
-        last = max(max(map(max, steps)) for _, _, steps, _ in rows)
+        last = int(max(max(map(max, steps)) for _, _, steps, _ in rows))
         for column, (label, picture, steps, share) in enumerate(rows):
             grid[0, column].imshow(picture, interpolation="bicubic")
             grid[0, column].set_title(label, fontsize=10)

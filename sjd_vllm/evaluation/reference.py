@@ -7,7 +7,9 @@ the decoding under test but the model, so that it serves every model that vLLM d
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,6 +57,7 @@ class Reference:
             blocks = -(-max_model_len // _KV_BLOCK_SIZE) + _KV_BLOCKS_TO_SPARE
             settings["kv_cache_memory_bytes"] = blocks * _KV_BLOCK_SIZE * family.shape.kv_bytes_per_token(4)
         self._family = family
+        self._ids = itertools.count()
         self._llm = LLM(model=str(family.path), **{**settings, **family.engine_args, **(engine_args or {})})
         self._llm.apply_model(_keep_hidden_states)
 
@@ -69,18 +72,15 @@ class Reference:
         gc.collect()
         cleanup_dist_env_and_memory()
 
-    def logits(self, prompt_token_ids: list[int], token_ids: list[int], columns: Tensor) -> Tensor:
-        """float32 logits [T, V] before each of T tokens, at the token ids `columns` [V]."""
+    def logits(self, prompt: dict[str, Any], num_tokens: int, columns: Tensor) -> Tensor:
+        """float32 logits [num_tokens, V] after the last so many tokens of a prompt, at the token ids `columns` [V]."""
         from vllm import SamplingParams
 
-        sequence = [*prompt_token_ids, *token_ids[:-1]]
-        self._llm.generate(
-            [{"prompt_token_ids": sequence}],
-            SamplingParams(max_tokens=1, temperature=0, detokenize=False),
-            use_tqdm=False,
-        )
-        first = len(prompt_token_ids) - 1
-        collect = functools.partial(_collect_logits, first=first, end=len(sequence), columns=columns.tolist())
+        engine, end = self._llm.llm_engine, len(prompt["prompt_token_ids"])
+        engine.add_request(str(next(self._ids)), prompt, SamplingParams(max_tokens=1, temperature=0, detokenize=False))
+        while engine.has_unfinished_requests():
+            engine.step()
+        collect = functools.partial(_collect_logits, first=end - num_tokens, end=end, columns=columns.tolist())
         # Every rank takes part in the product with the vocabulary; the first has the whole of it.
         found: list[Tensor] = [part for part in self._llm.apply_model(collect) if part is not None]
         return found[0]
@@ -92,10 +92,13 @@ class Reference:
         grammar leaves one token.
         """
         grammar = self._family.grammar(picture.size)
-        cond = self.logits(picture.prompt_token_ids, token_ids, grammar.token_ids)
+        known = token_ids[:-1]  # as if all but the last were given
+        cond = self.logits(replace(picture, given_token_ids=known).engine_prompt, len(token_ids), grammar.token_ids)
         uncond = None
         if picture.sjd.is_guided:
-            uncond = self.logits(list(picture.sjd.negative_prompt_token_ids), token_ids, grammar.token_ids)
+            without = [*picture.sjd.negative_prompt_token_ids, *known]
+            prompt = {"type": "token", "prompt_token_ids": without}
+            uncond = self.logits(prompt, len(token_ids), grammar.token_ids)
         legal = grammar.legal_sets[grammar.set_of_position]
         free = (legal.sum(1) > 1).nonzero()[:, 0]
         columns = torch.searchsorted(grammar.token_ids, torch.tensor(token_ids))

@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ from sjd_vllm.models.registry import load_family
 
 _NUM_ROWS = 6  # prompts in the grid of pictures
 _HORIZON = " The dip in the middle is the horizon, with its mountains and houses."
+_KEPT_DRAFTS = (
+    " Plain SJD (`resample`) stops gaining at short windows, since it draws its drafts anew; `gumbel` and `coupled` "
+    "keep most of them and go on gaining."
+)
 _NUM_TRACES = 12  # pictures in the plot of single forwards
 _OUTLINE = {
     PLAIN: "one token a forward",
@@ -89,6 +94,8 @@ def write_report(
 
     Raises ConfigError for a folder without a run or without pictures, or a model that is gone.
     """
+    if find_spec("matplotlib") is None:
+        raise ConfigError("report", "the report needs matplotlib; pip install 'sjd-vllm[eval]' brings it.")
     material = _read(runs, load_curve)
     sections = [section for build in _SECTIONS if (section := build(material)) is not None]
     page = Page(
@@ -213,9 +220,9 @@ def _pictures(material: _Material) -> Section:
         rows.append((material.run.prompts[key[0]].text, cells))
     content = side_by_side([method.label for method in methods], rows)
     caption = (
-        "Each row is one prompt and one seed. Under `gumbel` the picture is that of `none`, token for token, with "
-        "fewer forwards. The other methods spend their random numbers differently: they paint other pictures of the "
-        "same law."
+        "Each row is one prompt and one seed. Identical: the tokens are plain decoding's, one by one. `gumbel` and "
+        "`none` share their noise; the other methods spend random numbers differently and paint other pictures of "
+        "the same law."
     )
     return Section("The same prompts and seeds", [Figure("pictures", "webp", content, caption)])
 
@@ -233,10 +240,9 @@ def _windows(material: _Material) -> Section | None:
     if not any(len(by_window) > 1 for by_window in cells.values()):
         return None
     content = plots.compression_by_window(cells, num_tokens)
-    caption = (
-        f"Tokens per forward of pictures of {num_tokens} tokens, with 95 % bands. Plain SJD (`resample`) stops "
-        "gaining at short windows, since it throws its drafts away; `gumbel` and `coupled` keep them and go on gaining."
-    )
+    caption = f"Tokens per forward of pictures of {num_tokens} tokens, with 95 % bands."
+    if material.run.settings["suite"] == "demo":
+        caption += _KEPT_DRAFTS
     return Section("Compression by window", [Figure("windows", "svg", content, caption)])
 
 
@@ -385,8 +391,8 @@ def _accuracy(material: _Material) -> Section | None:
     if differences:
         content = plots.attribute_differences(differences, material.names, attributes)
         caption = (
-            f"Difference from plain decoding on the same captions, with {100 * results['confidence']:g} % paired "
-            f"intervals. `{GUMBEL}` paints the same pictures, so its difference is zero."
+            "Difference from plain decoding on the same captions, with "
+            f"{100 * results['confidence']:g} % paired intervals. Identical pictures differ by zero."
         )
         blocks.append(Figure("accuracy", "svg", content, caption))
     return Section(

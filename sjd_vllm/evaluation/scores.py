@@ -1,4 +1,7 @@
-"""FID and CLIP score of a run's pictures, by torchmetrics. An optional extra: `pip install 'sjd-vllm[eval]'`.
+"""FID and CLIP score of a run's pictures, by torchmetrics and Transformers.
+
+FID is an optional extra: `pip install 'sjd-vllm[eval]'`. (torchmetrics 1.9 has a CLIP score too; it does not
+work with Transformers 5.)
 
 Both need weights that are not in this package. FID: Inception-v3 as torch-fidelity has it
 (`pt_inception-2015-12-05-6726825d.pth`, fetched at first use). CLIP score: a CLIP checkpoint of Transformers, by folder
@@ -8,8 +11,9 @@ or by its name on the Hugging Face hub (`openai/clip-vit-large-patch14`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +27,7 @@ RESULTS = "scores.json"
 SCORE_NAMES = ("clip", "fid")
 # What each score of the suites needs, told when it is not computed here.
 NEEDS = {
-    "clip": "a CLIP checkpoint (--clip-model FOLDER or NAME) and torchmetrics",
+    "clip": "a CLIP checkpoint (--clip-model FOLDER or NAME)",
     "fid": "a folder of real pictures (--fid-reference FOLDER), torchmetrics, torch-fidelity and its Inception-v3 "
     "weights",
     "geneval": "GenEval's own code, mmdetection and its Mask2Former weights (evaluation/download_models.sh)",
@@ -33,23 +37,29 @@ _PICTURE_FILES = ("*.png", "*.jpg", "*.jpeg")
 _BATCH = 16
 
 
+@torch.inference_mode()
 def clip_score(run: RunFolder, label: str, model: str) -> float:
     """Mean CLIP score (100 times the cosine, at least 0) of a method's pictures and their prompts."""
+    from transformers import CLIPModel, CLIPProcessor
+
     try:
-        from torchmetrics.multimodal.clip_score import CLIPScore
-    except ImportError as error:
-        raise _missing("clip", error) from error
-    try:
-        metric = CLIPScore(model_name_or_path=cast(Any, model))  # any checkpoint, not only those it lists
+        clip, processor = CLIPModel.from_pretrained(model).eval(), CLIPProcessor.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ConfigError("clip_model", f"no CLIP checkpoint {model!r}: {error}") from error
-    prompts = run.prompts
-    records = run.by_method()[label]
+    prompts, records = run.prompts, run.by_method()[label]
+    total = 0.0
     for start in range(0, len(records), _BATCH):
         batch = records[start : start + _BATCH]
-        images = [_picture(run.path / record.path) for record in batch]
-        metric.update(images, [prompts[record.prompt_index].text for record in batch])
-    return float(metric.compute())
+        inputs = processor(
+            text=[prompts[record.prompt_index].text for record in batch],
+            images=[Image.open(run.path / record.path).convert("RGB") for record in batch],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+        )
+        outputs = clip(**inputs)  # its embeddings have norm 1
+        total += float((outputs.image_embeds * outputs.text_embeds).sum(-1).clamp(min=0).sum())
+    return 100 * total / len(records)
 
 
 def fid_score(run: RunFolder, label: str, reference: Path, feature: int | nn.Module = 2048) -> float:
@@ -95,10 +105,8 @@ def check_scores(names: Sequence[str], clip_model: str | None, fid_reference: st
     """Raise ConfigError before any decoding where a score lacks what it needs."""
     for name in names:
         _given(name, clip_model if name == "clip" else fid_reference)
-        try:
-            import torchmetrics  # noqa: F401
-        except ImportError as error:
-            raise _missing(name, error) from error
+        if name == "fid" and find_spec("torchmetrics") is None:
+            raise _missing(name, "no torchmetrics")
 
 
 def _given(name: str, value: Any) -> Any:
@@ -107,7 +115,7 @@ def _given(name: str, value: Any) -> Any:
     return value
 
 
-def _missing(name: str, error: ImportError) -> ConfigError:
+def _missing(name: str, error: object) -> ConfigError:
     return ConfigError(
         "score", f"the score {name} needs {NEEDS[name]}; pip install 'sjd-vllm[eval]' brings the packages ({error})."
     )

@@ -19,6 +19,9 @@ from sjd_vllm.models.torchscript import read_torchscript
 
 Shape = tuple[int, ...]
 
+# Training code leaves its command line beside the weights; a Namespace holds it and does nothing.
+INERT_CLASSES = (Namespace,)
+
 
 def tensor_shapes(files: Iterable[Path]) -> dict[str, Shape]:
     """Name and shape of every tensor in some files, contents unread. Raises ValueError for a file that is damaged."""
@@ -74,8 +77,7 @@ def _unpickled(file: Path, *, device: str) -> dict[str, Tensor]:
     """The state dict in a file, which may stand under a key of its own, as training code leaves it."""
     if file.suffix == ".jit":
         return read_torchscript(file, device=device)
-    # Training code leaves its command line beside the weights; a Namespace holds it and does nothing.
-    with torch.serialization.safe_globals([Namespace]):
+    with torch.serialization.safe_globals([*INERT_CLASSES]):
         return state_dict(torch.load(file, map_location=device, weights_only=True, mmap=True))
 
 

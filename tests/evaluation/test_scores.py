@@ -1,4 +1,4 @@
-"""FID and CLIP score through torchmetrics, on tiny random weights, against their definitions."""
+"""FID and CLIP score on tiny random weights, against their definitions; bad input to the command."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from PIL import Image
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from sjd_vllm.config import ConfigError
 from sjd_vllm.evaluation.run_folder import RunFolder
 from sjd_vllm.evaluation.scores import clip_score, fid_score
 from tiny_models import PAINTER_WORDS
+
+_SEED = 2  # of a CLIP model that finds some likeness in everything
 
 
 class MeanColours(nn.Module):
@@ -60,23 +63,38 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vision_config={**small, "image_size": 36, "patch_size": 12},
         projection_dim=16,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(_SEED)
     CLIPModel(config).save_pretrained(folder)
     tokenizer = Tokenizer(WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
+    words = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<pad>"
-    ).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 36}, crop_size={"height": 36, "width": 36}).save_pretrained(folder)
+    )
+    pixels = CLIPImageProcessorPil(size={"shortest_edge": 36}, crop_size={"height": 36, "width": 36})
+    CLIPProcessor(pixels, words).save_pretrained(folder)
     return folder
 
 
 def test_clip_score_is_the_mean_cosine(finished: Path, clip: Path) -> None:
     run = RunFolder.open(finished)
     found = clip_score(run, "gumbel", str(clip))
-    assert 0 <= found <= 100
+    model, processor = CLIPModel.from_pretrained(clip), CLIPProcessor.from_pretrained(clip)
+    cosines = []
+    for record in run.by_method()["gumbel"]:
+        with Image.open(finished / record.path) as picture, torch.inference_mode():
+            text = run.prompts[record.prompt_index].text
+            inputs = processor(text=[text], images=[picture.convert("RGB")], return_tensors="pt", padding=True)
+            outputs = model(**inputs)
+        cosines.append(float((outputs.image_embeds * outputs.text_embeds).sum()))
+    assert min(cosines) > 0  # else 0 would be right for many
+    assert found == pytest.approx(100 * np.mean(cosines), abs=1e-3)
     assert found == clip_score(run, "none", str(clip))  # the same pictures
     assert found != clip_score(run, "coupled", str(clip))
+
+
+def test_a_missing_clip_checkpoint_is_told(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no CLIP checkpoint"):
+        clip_score(RunFolder.open(finished), "gumbel", str(tmp_path))
 
 
 @pytest.mark.parametrize(

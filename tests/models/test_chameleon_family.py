@@ -94,7 +94,7 @@ def test_the_law_of_sampled_tokens(running: Engine, reference: FullLogits, famil
 
 
 def test_metas_layout_of_the_large_model(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms behind the blocks, grouped queries, a norm of heads for each of two ranks; on one rank of ours, and on two."""
+    """Norms behind the blocks, grouped queries, a norm of heads for each of two ranks; on one and two ranks of ours."""
     family, reference = family_of(large), MetaReference(large / "models" / "7b")
     with engine(large, window=8) as running:
         check_window_logits(running, reference, family, family.sizes[0], PROMPT, monkeypatch)
@@ -126,6 +126,8 @@ def test_prompts(family: ImageFamily, original: Path) -> None:
         ]
         assert one.negative_prompt_token_ids(None, size) == [ids["<s>"], ids["<racm3:break>"]]
         assert one.negative_prompt_token_ids("lake", size) == one.prompt_token_ids("lake", size)
+    assert family.engine_args == {}
+    assert family_of(original).engine_args == {"config_format": "sjd_chameleon", "skip_tokenizer_init": True}
     assert family.defaults.temperature == 0.7
     assert family.defaults.top_p == 0.9
 
@@ -270,7 +272,7 @@ def test_bad_configs_are_refused(checkpoint: Path, original: Path, tmp_path: Pat
     refused({"model_parallel_size": 4}, "model_parallel_size 4")
     refused({"attention_bias": True}, "nor biases")
     refused({"hidden_size": "wide"}, "cannot be used")
-    refused({"vocab_size": 20}, "ids beyond the model's 20")
+    refused({"vocab_size": 20}, "image tokens beyond the model's 20 ids")
     refused({"vocabulary_map": {"<s>": 0, "<racm3:break>": 1}}, "0 image tokens")
     refused({"vocabulary_map": {letters(code): code for code in range(5)}}, "no token '<racm3:break>'")
     refused({"vq_config": {**config["vq_config"], "num_embeddings": 25}}, "the codebook has 25")

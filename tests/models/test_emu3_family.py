@@ -158,6 +158,24 @@ def test_problems_name_each_tensor(make: Callable[[Path], Path], tmp_path: Path)
     assert set(family_of(path).problems()) == expected
 
 
+def test_the_names_of_newer_conversions_load_too(running: Engine, converted: Path, tmp_path: Path) -> None:
+    """Transformers' converter of today writes model.text_model.*, model.vqmodel.* and lm_head."""
+    path = shutil.copytree(converted, tmp_path / "newer")
+    newer = {
+        name.replace("text_model.lm_head.", "lm_head.")
+        .replace("text_model.model.", "model.text_model.")
+        .replace("vqmodel.", "model.vqmodel."): tensor
+        for name, tensor in load_file(path / "model.safetensors").items()
+    }
+    save_file(newer, path / "model.safetensors", metadata={"format": "pt"})
+    assert family_of(path).problems() == []
+    loaded = running.runner.model.load_weights(iter(newer.items()))
+    assert loaded == set(dict(running.runner.model.named_parameters()))
+    codes = torch.randint(0, NUM_CODES, (1, 3, 5), generator=torch.Generator().manual_seed(2))
+    pixels = family_of(path)._vq.decode(codes)  # type: ignore[attr-defined]
+    assert float((pixels - reference_vq().decode(codes)).abs().max()) < 1e-4
+
+
 def test_loading_names_each_tensor(running: Engine, original: Path, converted: Path) -> None:
     """Also of the merged parameters, whose other parts are there."""
     for path in (original, converted):

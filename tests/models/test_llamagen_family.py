@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from family_harness import (
     picture_params,
     reference_picture,
 )
+from PIL import Image
 from reference_llamagen import ReferenceLlamaGen, reference_codes, reference_pixels
 from tiny_llamagen import (
     CAPTION_ROWS,
@@ -33,6 +36,7 @@ from tiny_llamagen import (
 from transformers import AutoTokenizer, T5EncoderModel
 from vllm.exceptions import VLLMValidationError
 
+from live_server import live_server
 from sjd_vllm.config import ConfigError
 from sjd_vllm.images.pipeline import ImagePipeline
 from sjd_vllm.images.request import ImageRequest
@@ -249,10 +253,6 @@ def test_captions_in_chunks_under_preemption(texts: Path, monkeypatch: pytest.Mo
 
 def test_pictures_from_the_pipeline(texts: Path) -> None:
     """The front door: prompts as text, given rows of a picture behind a caption, pixels; the folder has no config."""
-    import io
-
-    from PIL import Image
-
     family = family_of(texts)
     size = family.sizes[0]
     file = io.BytesIO()
@@ -273,6 +273,32 @@ def test_pictures_from_the_pipeline(texts: Path) -> None:
     uncond = family.unconditional_token_ids(cond, size)
     c, u = reference([*cond, *tokens])[len(cond) - 1 : -1], reference([*uncond, *tokens])[len(cond) - 1 : -1]
     assert tokens[len(given) :] == (u + 3.0 * (c - u)).argmax(1)[len(given) :].tolist()
+
+
+def test_pictures_from_vllm_serve(texts: Path, tmp_path: Path) -> None:
+    """Captions over HTTP: the vectors are made in the server's front end and go to the engine in another process."""
+    family = family_of(texts)
+    size = family.sizes[0]
+    sjd = ["--speculative-model=[sjd]", "--num-speculative-tokens", "8"]
+    limits = ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", str(64 << 20), "--max-num-seqs", "4"]
+    environment = {"VLLM_PLUGINS": "sjd_vllm"}
+    with live_server(["vllm", "serve", str(texts), *sjd, *limits], tmp_path / "log", environment) as client:
+        body = {"prompt": CAPTION, "temperature": 0, "guidance_scale": 3.0, "n": 2}
+        answer = client.post("/v1/images/generations", json=body)
+        assert answer.status_code == 200, answer.text
+        refused = client.post("/v1/images/generations", json={**body, "negative_prompt": "a lake"})
+        vectors = io.BytesIO()
+        torch.save(torch.zeros(4, 128), vectors)
+        encoded = base64.b64encode(vectors.getvalue()).decode()
+        bare = client.post("/v1/completions", json={"model": str(texts), "prompt_embeds": encoded, "max_tokens": 4})
+    expected = reference_picture(text_logits(texts, CAPTION), family, size, CAPTION, 3.0)
+    pixels = family.decode_pixels([expected], size)[0]
+    for picture in answer.json()["data"]:
+        got = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture["b64_json"]))))
+        assert np.abs(got.astype(int) - pixels.astype(int)).max() <= 1  # sums in another order
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "negative_prompt")
+    assert bare.status_code == 400
+    assert "prompt_embeds needs prompt_token_ids" in bare.text
 
 
 @pytest.mark.parametrize("levels", [(1, 1, 2, 2, 4), (1, 2, 2, 4)], ids=["VQ-16", "VQ-8"])

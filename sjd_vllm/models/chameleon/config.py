@@ -66,7 +66,7 @@ def served_config(path: Path, config: dict[str, Any]) -> ChameleonConfig:
 
 
 def vocabulary(path: Path, config: ChameleonConfig) -> dict[str, int]:
-    """Token -> id: the config's `vocabulary_map`, or what the tokenizer's file has. Raises ValueError without either."""
+    """Token -> id: the config's `vocabulary_map`, or what the tokenizer's file has. Raises ValueError without both."""
     if config.vocabulary_map:
         return dict(config.vocabulary_map)
     file = tokenizer_file(path)

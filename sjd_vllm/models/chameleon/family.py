@@ -1,8 +1,8 @@
 """Chameleon and Anole: 512 x 512 pixels in 32 x 32 codes, no other tokens between or behind them.
 
 Checkpoints: GAIR/Anole-7b-v0.1 (Meta's layout), leloy/Anole-7b-v0.1-hf (the Hugging Face conversion, with the pixel
-decoder), and any other Chameleon in either layout. Meta's own facebook/chameleon-7b and -30b load too, but were released
-without the ability to write pictures. `config`: layouts; `vq`: where the pixel decoder is looked for.
+decoder), and any other Chameleon in either layout. Meta's own facebook/chameleon-7b and -30b load too, but were
+released without the ability to write pictures. `config`: layouts; `vq`: where the pixel decoder is looked for.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class ChameleonFamily(ImageFamily):
             raise ValueError(
                 f"the vocabulary names {len(self._code_ids)} image tokens; the codebook has {self._vq_shape.num_codes}"
             )
-        if max(self._vocabulary.values()) >= self.shape.vocab_size:
-            raise ValueError(f"the vocabulary has ids beyond the model's {self.shape.vocab_size}")
+        if max(*self._code_ids, self._begin_image) >= self.shape.vocab_size:
+            raise ValueError(f"the vocabulary has image tokens beyond the model's {self.shape.vocab_size} ids")
         self.sizes = self._sizes(config)
         self._grammars: dict[ImageSize, ImageGrammar] = {}
 
@@ -73,10 +73,13 @@ class ChameleonFamily(ImageFamily):
 
     @property
     def engine_args(self) -> Mapping[str, Any]:  # type: ignore[override]
-        """The format of the config in Meta's layout; asking for it makes the format known to vLLM in this process."""
+        """For Meta's layout, whose config and tokenizer are not where vLLM looks for them.
+
+        Asking for them makes the format of the config known to vLLM in this process.
+        """
         if not hasattr(self._config, "original_weights"):
             return {}
-        return {"config_format": register_config_format(CONFIG_FORMAT, served_config)}
+        return {"config_format": register_config_format(CONFIG_FORMAT, served_config), "skip_tokenizer_init": True}
 
     @cached_property
     def _prompts(self) -> ChameleonPrompts:

@@ -1,7 +1,7 @@
 """Prompts of Chameleon and Anole, and the ids of the tokens that have a meaning of their own.
 
 Sources: chameleon/inference/vocab.py (`VocabInfo`, `VocabTranslation`: names and the mapping of image tokens);
-text2image.py and chameleon/inference/chameleon.py of GAIR-NLP/anole (`TokenManager.tokens_from_ui`, `ImageDecoder`): the
+text2image.py and chameleon/inference/chameleon.py of GAIR-NLP/anole (`TokenManager.tokens_from_ui`, `ImageDecoder`): a
 prompt is ``<s> instruction <END-OF-TURN> <START-OF-IMAGE>``, and the unconditional one ``<s> <START-OF-IMAGE>``.
 """
 
@@ -17,7 +17,7 @@ from sjd_vllm.models.chameleon.config import tokenizer_file
 
 BEGIN_IMAGE, END_IMAGE = "<racm3:break>", "<eoss>"
 BEGIN_SEQUENCE, END_TURN = "<s>", "<reserved08706>"
-_IMAGE_PREFIX, _IMAGE_END = "IMGIMG", "Z"
+_IMAGE_PREFIX = "IMGIMG"
 _DIGIT_OF_LETTER = str.maketrans({chr(ord("A") + digit): str(digit) for digit in range(10)})
 
 
@@ -31,13 +31,13 @@ def token_id(vocabulary: Mapping[str, int], token: str) -> int:
 def code_ids(vocabulary: Mapping[str, int]) -> list[int]:
     """The token id of each code, in the order of codes.
 
-    Image tokens are named IMGIMG, the code's decimal digits as letters (A is 0), and Z. Raises ValueError for a name that
-    is no number, and for codes that do not count from 0.
+    Image tokens are named IMGIMG, the code's decimal digits as letters (A is 0), and Z. Raises ValueError for a name
+    that is no number, and for codes that do not count from 0.
     """
     id_of_code: dict[int, int] = {}
     for token, index in vocabulary.items():
         if token.startswith(_IMAGE_PREFIX):
-            digits = token.removeprefix(_IMAGE_PREFIX).removesuffix(_IMAGE_END).translate(_DIGIT_OF_LETTER)
+            digits = token[len(_IMAGE_PREFIX) : -1].translate(_DIGIT_OF_LETTER)
             if not digits.isdecimal():
                 raise ValueError(f"the image token {token!r} names no code")
             id_of_code[int(digits)] = index

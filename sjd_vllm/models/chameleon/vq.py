@@ -10,13 +10,14 @@ Where the weights are looked for, in this order: `vqgan.ckpt` with `vqgan.yaml` 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -190,7 +191,7 @@ class Level(nn.Module):
 
     def __init__(self, channels: list[int], has_attention: bool, resample: tuple[str, nn.Module] | None) -> None:
         super().__init__()
-        pairs = list(zip(channels, channels[1:], strict=False))
+        pairs = list(itertools.pairwise(channels))
         self.block = nn.ModuleList(ResnetBlock(before, after) for before, after in pairs)
         self.attn = nn.ModuleList(AttnBlock(after) for _, after in pairs if has_attention)
         self._resample = resample[0] if resample else None
@@ -301,7 +302,7 @@ class ChameleonVQ(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes long [B, rows, columns], any number of rows -> pixels [B, 3, height, width], about [-1, 1]."""
         pixels = codes.shape[1] * codes.shape[2] * self.shape.pixels_per_code**2
-        return torch.cat([self._decode(few) for few in codes.split(max(1, _PIXELS_AT_ONCE // max(1, pixels)))])
+        return torch.cat([self._decode(few) for few in torch.split(codes, max(1, _PIXELS_AT_ONCE // max(1, pixels)))])
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

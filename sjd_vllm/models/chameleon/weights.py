@@ -118,7 +118,7 @@ def read_original(config: ChameleonConfig, folder: Path) -> Iterator[tuple[str, 
 
 
 def _halves(rows: Tensor, head_dim: int) -> Tensor:
-    """[heads * head_dim, ...] with pairs (0, 1), (2, 3), ... of a head -> evens first, then odds; [.., 1] for a vector."""
+    """[heads * head_dim, ...], pairs (0, 1), (2, 3), ... of a head -> evens first, then odds; a vector -> [.., 1]."""
     pairs = rows.reshape(-1, head_dim // 2, 2, rows.shape[1] if rows.dim() > 1 else 1)
     return pairs.transpose(1, 2).reshape(rows.shape[0], -1)
 

@@ -59,7 +59,7 @@ class Emu3Family(ImageFamily):
     name = "emu3"
     can_encode = True
     defaults = SamplingDefaults(temperature=1.0, top_k=2048, top_p=1.0, guidance_scale=3.0)
-    examples = ("a portrait of young girl.", "a shiba inu")  # image_generation.py
+    examples = ("a red fox in fresh snow, morning light.", "an old lighthouse above a stormy sea.")
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path

@@ -11,7 +11,7 @@ from sjd_vllm.models.emu3.names import VQ_PREFIXES, own_name, published_text
 from sjd_vllm.models.llama_weights import llama_shapes, load_checked
 
 
-class Emu3ForImageGeneration(LlamaForCausalLM):
+class Emu3ForImageGeneration(LlamaForCausalLM):  # type: ignore[misc]
     """vLLM's Llama with the published names; its config is made by `sjd_vllm.models.emu3.config.served_config`."""
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:

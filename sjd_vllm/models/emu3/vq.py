@@ -29,7 +29,7 @@ from sjd_vllm.models.tensors import Shape, differences, read_tensors, tensor_sha
 _PIXELS_AT_ONCE = 1 << 19  # a map of 256 channels over as many takes 0.5 GiB in float32
 
 
-class FusedAttentionBlock(Emu3VQVAEAttentionBlock):
+class FusedAttentionBlock(Emu3VQVAEAttentionBlock):  # type: ignore[misc]
     """The same attention over all positions of a map, without a matrix of scores."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
@@ -65,7 +65,7 @@ class Emu3VQ:
     def decode(self, codes: Tensor) -> Tensor:
         """Codes long [B, rows, columns], any number of rows -> pixels [B, 3, height, width], about [-1, 1]."""
         pixels = codes[0].numel() * self._model.spatial_scale_factor**2
-        return torch.cat([self._decode(few) for few in codes.split(max(1, _PIXELS_AT_ONCE // pixels))])
+        return torch.cat([self._decode(few) for few in torch.split(codes, max(1, _PIXELS_AT_ONCE // pixels))])
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sjd_vllm.models.checkpoint_files import weight_files
+from sjd_vllm.models.checkpoint_files import load_format, weight_files
 from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
 from sjd_vllm.models.janus.config import ARCHITECTURE, is_janus, janus_shape, register
@@ -58,8 +58,8 @@ class JanusFamily(ImageFamily):
 
     @property
     def engine_args(self) -> Mapping[str, Any]:  # type: ignore[override]
-        """The format of the config; asking for it makes the format known to vLLM in this process."""
-        return {"config_format": register()}
+        """How the folder is read; asking for it makes the format of the config known to vLLM in this process."""
+        return {"config_format": register(), "load_format": load_format(self.path)}
 
     @cached_property
     def _prompts(self) -> JanusPrompts:

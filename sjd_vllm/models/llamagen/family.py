@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from sjd_vllm.config import ConfigError
+from sjd_vllm.models.config_format import register_config_format
 from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
 from sjd_vllm.models.llamagen.layout import (
     ARCHITECTURE,
+    CONFIG_FORMAT,
     UNUSED,
     is_llamagen,
     llamagen_shape,
-    register_config_format,
+    served_config,
     transformer_file,
     vq_file,
 )
@@ -77,7 +79,7 @@ class LlamaGenFamily(ImageFamily):
     def engine_args(self) -> Mapping[str, Any]:  # type: ignore[override]
         """How vLLM reads the folder; asking for it makes the format known to vLLM in this process."""
         return {
-            "config_format": register_config_format(),
+            "config_format": register_config_format(CONFIG_FORMAT, served_config),
             "load_format": "safetensors" if transformer_file(self.path).suffix == ".safetensors" else "pt",
             "skip_tokenizer_init": True,  # the ids that vLLM sees are no text's
             "enable_prompt_embeds": self._shape.is_text,
@@ -134,7 +136,7 @@ class LlamaGenFamily(ImageFamily):
         return array
 
     def encode_pixels(self, pixels: Pixels, size: ImageSize) -> Tensor:
-        scaled = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+        scaled = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
         return self._vq.encode(scaled)[0]
 
     def weight_files(self) -> list[Path]:

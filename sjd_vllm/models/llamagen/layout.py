@@ -20,7 +20,6 @@ that stands where a caption brings a vector of its own.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -242,26 +241,6 @@ def served_config(path: Path, config: Mapping[str, Any]) -> Any:
         weight_file=transformer_file(path).name,
         name_or_path=str(path),
     )
-
-
-def register_config_format() -> str:
-    """Tell vLLM, in this process, how the config of a LlamaGen is made; returns the name of that format."""
-    from vllm.transformers_utils.config import get_config_parser, register_config_parser
-    from vllm.transformers_utils.config_parser_base import ConfigParserBase
-
-    try:
-        get_config_parser(CONFIG_FORMAT)
-    except ValueError:
-
-        class LlamaGenConfigParser(ConfigParserBase):
-            def parse(self, model: str | Path, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
-                path = Path(model)
-                file = path / "config.json"
-                config = json.loads(file.read_text()) if file.is_file() else {}
-                return config, served_config(path, config)
-
-        register_config_parser(CONFIG_FORMAT)(LlamaGenConfigParser)
-    return CONFIG_FORMAT
 
 
 def _release_files(path: Path) -> list[Path]:

@@ -31,7 +31,7 @@ from vllm.sequence import IntermediateTensors
 
 from sjd_vllm.models.llamagen.layout import UNUSED, LlamaGenShape
 from sjd_vllm.models.llamagen.prompts import project_captions
-from sjd_vllm.models.tensors import differences, state_dict
+from sjd_vllm.models.tensors import INERT_CLASSES, differences, state_dict
 
 
 class GridRotary(nn.Module):
@@ -39,6 +39,8 @@ class GridRotary(nn.Module):
 
     Position 0 is all of the prompt, whose vectors become zero; code i of the picture has position i + 1.
     """
+
+    table: Tensor
 
     def __init__(self, shape: LlamaGenShape) -> None:
         super().__init__()
@@ -65,7 +67,7 @@ class GridRotary(nn.Module):
         return turned.view_as(vectors).to(vectors.dtype)
 
 
-class LlamaGenAttention(LlamaAttention):
+class LlamaGenAttention(LlamaAttention):  # type: ignore[misc]
     """vLLM's, with the rotary embedding above."""
 
     def _init_rotary_emb(self, config: Any, quant_config: Any) -> None:
@@ -75,14 +77,14 @@ class LlamaGenAttention(LlamaAttention):
         self.rotary_emb = GridRotary(shape)
 
 
-class LlamaGenDecoderLayer(LlamaDecoderLayer):
+class LlamaGenDecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
     """vLLM's, with the attention above."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config, prefix, attn_layer_type=LlamaGenAttention)
 
 
-class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE, SupportsQuant):
+class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE, SupportsQuant):  # type: ignore[misc]
     """The served model; its config is made by `sjd_vllm.models.llamagen.layout.served_config`."""
 
     packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
@@ -116,7 +118,8 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE, SupportsQuant):
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """[N] -> [N, dim]."""
-        return self.model.embed_input_ids(input_ids)
+        out: Tensor = self.model.embed_input_ids(input_ids)
+        return out
 
     def forward(
         self,
@@ -131,7 +134,8 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE, SupportsQuant):
         """
         if intermediate_tensors is not None:
             raise ValueError("pipeline stages are not supported")
-        return self.model(input_ids, positions[0].clamp(0, self.shape.grid**2), None, inputs_embeds)
+        out: Tensor = self.model(input_ids, positions[0].clamp(0, self.shape.grid**2), None, inputs_embeds)
+        return out
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """[N, dim] -> logits [N, vocabulary], -inf for what is no code; None on ranks that gather none."""
@@ -142,7 +146,8 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE, SupportsQuant):
 
     def load_weights(self, weights: Iterable[tuple[str, Any]]) -> set[str]:
         """The release's names. Raises ValueError that names each tensor that is missing, misshapen or not known."""
-        tensors = state_dict(dict(weights))
+        with torch.serialization.safe_globals([*INERT_CLASSES]):  # vLLM's loader opens the file when asked for weights
+            tensors = state_dict(dict(weights))
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         problems = differences(self.shape.tensors, found, surplus=UNUSED)
         if problems:
@@ -159,7 +164,7 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE, SupportsQuant):
         kv_dim = shape.num_kv_heads * shape.head_dim
         for index in range(shape.num_layers):
             theirs, ours = f"layers.{index}.", f"model.layers.{index}."
-            parts = tensors[theirs + "attention.wqkv.weight"].split([shape.dim, kv_dim, kv_dim])
+            parts = torch.split(tensors[theirs + "attention.wqkv.weight"], [shape.dim, kv_dim, kv_dim])
             for name, part in zip("qkv", parts, strict=True):
                 yield f"{ours}self_attn.{name}_proj.weight", self._continued(part)
             yield ours + "self_attn.o_proj.weight", self._continued(tensors[theirs + "attention.wo.weight"].T).T
@@ -179,5 +184,5 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE, SupportsQuant):
 
     def _continued(self, weight: Tensor) -> Tensor:
         """[heads * head_dim, dim] -> [heads * served_head_dim, dim]."""
-        by_head = weight.unflatten(0, (-1, self.shape.head_dim))
+        by_head = weight.reshape(-1, self.shape.head_dim, weight.shape[1])
         return F.pad(by_head, (0, 0, 0, self.shape.served_head_dim - self.shape.head_dim)).flatten(0, 1)

@@ -92,7 +92,7 @@ class LlamaGenVQ(nn.Module):
         """int64 [B, rows, columns] -> pixels float [B, 3, P rows, P columns], about -1 to 1; any number of rows."""
         scale = 2 ** (len(self.shape.levels) - 1)
         num_pixels = codes.shape[1] * codes.shape[2] * scale**2
-        parts = [self._decode(part) for part in codes.split(max(1, _MAX_PIXELS // max(num_pixels, 1)))]
+        parts = [self._decode(part) for part in torch.split(codes, max(1, _MAX_PIXELS // max(num_pixels, 1)))]
         return torch.cat(parts)
 
     def _decode(self, codes: Tensor) -> Tensor:
@@ -142,7 +142,8 @@ class ResidualBlock(nn.Module):
         inside = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
         if hasattr(self, "nin_shortcut"):
             x = self.nin_shortcut(x)
-        return x + inside
+        out: Tensor = x + inside
+        return out
 
 
 class AttentionBlock(nn.Module):
@@ -159,7 +160,8 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
         query, key, value = (part(normed).flatten(2).transpose(1, 2) for part in (self.q, self.k, self.v))
-        return x + self.proj_out(pixel_attention(query, key, value).transpose(1, 2).unflatten(2, x.shape[2:]))
+        out: Tensor = x + self.proj_out(pixel_attention(query, key, value).transpose(1, 2).reshape(x.shape))
+        return out
 
 
 class Resample(nn.Module):

@@ -1,8 +1,8 @@
 """Lumina-mGPT, the first: pictures of many sizes, each row of codes ended by a token, the picture by another.
 
 Checkpoints: Alpha-VLLM/Lumina-mGPT-7B-512, -7B-768, -7B-768-Omni, -7B-1024, -34B-512. They hold the decoder alone; the
-pixel decoder is Meta's, and `sjd_vllm.models.chameleon.vq` says where in the folder it is looked for. The model class and
-the pixels are Chameleon's.
+pixel decoder is Meta's, and `sjd_vllm.models.chameleon.vq` says where in the folder it is looked for. The model class
+and the pixels are Chameleon's.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ _MAX_RATIO = 4
 class LuminaMGPTFamily(ChameleonFamily):
     """Sizes of about one area, the square of the checkpoint's target size; the square itself is the default.
 
-    The target size is `target_size` of "sjd" in the config, or the number in the name of the folder, one above it, or the
-    config's _name_or_path ("Lumina-mGPT-7B-768"), or else the largest of 512, 768, 1024 that the positions have room for.
+    The target size is `target_size` of "sjd" in the config, or the number in the name ("Lumina-mGPT-7B-768") of the
+    folder, of one above it or of the config's _name_or_path, or else the largest of 512, 768, 1024 that the positions
+    have room for.
 
     Defaults: temperature 1 (README.md of Alpha-VLLM/Lumina-mGPT), guidance 3 and top-k 2000 (lumina_mgpt/
     inference_solver.py, `create_logits_processor`; the README's examples say guidance 4).
@@ -43,7 +44,8 @@ class LuminaMGPTFamily(ChameleonFamily):
     examples = (
         "Image of a dog playing water, and a waterfall is in the background.",
         "Image of a quiet European village with cobblestone streets and colorful houses, under a clear blue sky.",
-        "Image of a bustling downtown street in Tokyo at night, with neon signs, crowded sidewalks, and tall skyscrapers.",
+        "Image of a bustling downtown street in Tokyo at night, with neon signs, crowded sidewalks, and tall "
+        "skyscrapers.",
     )
 
     def _sizes(self, config: dict[str, Any]) -> tuple[ImageSize, ...]:

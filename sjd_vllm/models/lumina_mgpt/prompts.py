@@ -32,7 +32,7 @@ class LuminaPrompts:
         self._vocabulary = vocabulary
 
     def conditional(self, prompt: str, size: str, rows: int, columns: int) -> list[int]:
-        """``<s> Generate an image of WxH according to the following prompt:\\n... <sep>`` and the picture's beginning."""
+        """``<s> Generate an image of WxH according to the following prompt:\\n... <sep>`` and what `beginning` says."""
         text = f"Generate an image of {size} according to the following prompt:\n{prompt}"
         return [*self._prompts.turn(text), *self.beginning(rows, columns)]
 

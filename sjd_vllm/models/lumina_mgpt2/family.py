@@ -51,6 +51,10 @@ class LuminaMGPT2Family(ImageFamily):
     name = "lumina_mgpt2"
     can_encode = True
     defaults = SamplingDefaults(temperature=1.0, top_k=4096, top_p=1.0, guidance_scale=4.0)
+    examples = (
+        "A red fox sits in fresh snow at the edge of a pine forest, lit by a low morning sun, soft background.",
+        "An old lighthouse on a cliff above a stormy sea, oil painting with thick brush strokes and cold colours.",
+    )
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path

@@ -59,7 +59,7 @@ class ResidualBlock(nn.Module):
     def forward(self, maps: Tensor, *vectors: Tensor) -> Tensor:
         out = self.conv1(F.silu(self.norm1(maps, *vectors)))
         out = self.conv2(F.silu(self.norm2(out, *vectors)))
-        return out + (maps if self.nin_shortcut is None else self.nin_shortcut(maps))
+        return out + (maps if self.nin_shortcut is None else self.nin_shortcut(maps))  # type: ignore[no-any-return]
 
 
 class AttentionBlock(nn.Module):
@@ -74,7 +74,7 @@ class AttentionBlock(nn.Module):
         normed = self.norm(maps, *vectors)
         query, key, value = (layer(normed).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
         attended = pixel_attention(query, key, value).transpose(1, 2).reshape(maps.shape)
-        return maps + self.proj_out(attended)
+        return maps + self.proj_out(attended)  # type: ignore[no-any-return]
 
 
 class Level(nn.Module):
@@ -187,6 +187,14 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(maps, vectors)))  # type: ignore[no-any-return]
 
 
+class Codebook(nn.Module):
+    """A vector for each code."""
+
+    def __init__(self, shape: MoVQShape) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(shape.num_codes, shape.code_dim)
+
+
 class MoVQ(nn.Module):
     """The whole autoencoder."""
 
@@ -195,8 +203,7 @@ class MoVQ(nn.Module):
         self.shape = shape
         self.encoder = Encoder(shape)
         self.decoder = Decoder(shape)
-        self.quantize = nn.Module()
-        self.quantize.embedding = nn.Embedding(shape.num_codes, shape.code_dim)
+        self.quantize = Codebook(shape)
         self.quant_conv = nn.Conv2d(shape.latent_channels, shape.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(shape.code_dim, shape.latent_channels, 1)
 
@@ -216,7 +223,7 @@ class MoVQ(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes long [B, h, w], any number of rows -> pixels [B, 3, height, width], about [-1, 1]."""
         pixels = codes[0].numel() * self.shape.pixels_per_code**2
-        return torch.cat([self._decode(few) for few in codes.split(max(1, _PIXELS_AT_ONCE // pixels))])
+        return torch.cat([self._decode(few) for few in torch.split(codes, max(1, _PIXELS_AT_ONCE // pixels))])
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -225,7 +232,7 @@ class MoVQ(nn.Module):
         book = self.quantize.embedding.weight
         # |z - e|^2 without |z|^2, which is the same for all entries
         norms = book.square().sum(1)
-        few = latents.flatten(0, 2).split(_VECTORS_AT_ONCE)
+        few = torch.split(latents.flatten(0, 2), _VECTORS_AT_ONCE)
         return torch.cat([torch.addmm(norms, z, book.T, alpha=-2).argmin(-1) for z in few]).view(latents.shape[:-1])
 
     def _decode(self, codes: Tensor) -> Tensor:

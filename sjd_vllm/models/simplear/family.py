@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sjd_vllm.models.checkpoint_files import weight_files
+from sjd_vllm.models.checkpoint_files import load_format, weight_files
 from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
 from sjd_vllm.models.simplear.names import language_tensors, unused_names
@@ -60,6 +60,7 @@ class SimpleARFamily(ImageFamily):
                 f"config.json says max_position_embeddings {self.shape.max_positions}: too few for a picture"
             )
         self.sizes = tuple(ImageSize(side, side) for side in sides)
+        self.engine_args = {"load_format": load_format(path)}
         self._grammars: dict[ImageSize, ImageGrammar] = {}
 
     @cached_property
