@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import safe_open
 
 from sjd_vllm.config import MAX_WINDOW, ConfigError
-from sjd_vllm.models.family import load_family
+from sjd_vllm.models.registry import load_family
 
 WINDOWS = (0, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, MAX_WINDOW)
 DEMO_GAIN = 5.2  # of an endless window, docs/performance.md

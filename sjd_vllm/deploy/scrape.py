@@ -30,7 +30,7 @@ class _Merged:
 
 def merged_metrics(texts: Mapping[str, str]) -> bytes:
     """Prometheus' text format of several processes in one; `texts` by the label that each gets."""
-    return generate_latest(_Merged(texts))  # type: ignore[arg-type]
+    return generate_latest(_Merged(texts))
 
 
 def texts_by_replica(answers: Iterable[object]) -> dict[str, str]:

@@ -297,19 +297,35 @@ def test_a_killed_worker_ends_its_replica_and_requests_wait_for_the_next_one(ser
     assert answer.headers["x-sjd-replica"] != victim["replica"]
 
 
+# Ray puts the driver's path before a node's own, so what is installed on the other node comes in at Python's start.
+CHANGED_NODE = """
+import importlib.util, sys
+
+class Changed:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "sjd_vllm":
+            return importlib.util.spec_from_file_location(name, {init!r}, submodule_search_locations=[{folder!r}])
+
+sys.meta_path.insert(0, Changed)
+"""
+
+
 def test_a_node_with_another_build_is_refused_by_name(
-    server: httpx.Client, head: Head, node_variables: dict[str, str], tmp_path: Path
+    driver: None, head: Head, node_variables: dict[str, str], tmp_path: Path
 ) -> None:
-    """A second real node whose Python finds a changed copy of the package."""
+    """A second real node, on which a changed copy of the package is installed."""
     package = Path(sjd_vllm.__file__).parent
     copy = tmp_path / "changed" / "sjd_vllm"
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("checkpoint", "__pycache__"))
     (copy / "demo" / "checkpoint").symlink_to(package / "demo" / "checkpoint")
     init = copy / "__init__.py"
     init.write_text(init.read_text().replace(f'"{sjd_vllm.__version__}"', '"0.0.7"'))
-    variables = {**node_variables, "PYTHONPATH": f"{copy.parent}:{node_variables['PYTHONPATH']}"}
+    (tmp_path / "sitecustomize.py").write_text(CHANGED_NODE.format(init=str(init), folder=str(copy)))
+    variables = {**node_variables, "PYTHONPATH": f"{tmp_path}:{node_variables['PYTHONPATH']}"}
     flags = ["--address", head.address, "--num-cpus", "1", "--num-gpus", "0", "--resources", '{"changed": 1}']
     with ray_node(flags, variables, tmp_path / "node.log"):
+        serve.start(http_options={"host": "127.0.0.1", "port": free_port()})  # unless it runs already
         application = build({**ARGS, "replicas": 1, "resources": {"changed": 1}})
         with pytest.raises(RuntimeError, match="another build") as refused:
             serve.run(application, name="other", route_prefix="/other")
@@ -317,4 +333,3 @@ def test_a_node_with_another_build_is_refused_by_name(
         assert f"Ray node {node}" in str(refused.value)
         assert "sjd-vllm is '0.0.7'" in str(refused.value)
         serve.delete("other")
-    assert server.get("/health").status_code == 200
