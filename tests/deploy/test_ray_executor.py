@@ -13,6 +13,8 @@ from parallel_cases import PAIR, PASS, greedy_tokens, law_samples, p_value
 from ray_cluster import Head, connect
 from sjd_vllm.build import BUILD_KEY
 
+pytestmark = pytest.mark.cluster
+
 WINDOW = 16
 
 

@@ -31,7 +31,7 @@ ROUTE = "/v1/images/generations"
 PROMPT = "a calm lake at sunset"
 ARGS = {"replicas": 2, "max_batch_size": 4, "gpus": 0, "health_check_period": 1, "request_timeout": 300}
 START_SECONDS = 900  # two engines take 45 s on two idle cores, and many times that on busy ones
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,8 @@ def test_a_client_that_leaves_frees_the_engine(server: httpx.Client, head: Head)
     with server.stream("POST", ROUTE, json={**slow, "stream": True}) as answer:
         assert answer.status_code == 200
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.base_url}{ROUTE}", json={**slow, "n": 4}, timeout=0.3)
+        answer = httpx.post(f"{server.base_url}{ROUTE}", json={**slow, "n": 10}, timeout=0.3)
+        pytest.fail(f"answered with {answer.status_code}: {answer.text[:500]}")
     wait_for(lambda: left() == before + 2, head, 60)
     wait_for(lambda: total(server, "vllm:num_requests_running") == 0, head, 30)
 

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from live_server import free_port
 from ray_cluster import Head, descendants
 from tiny_models import make_tiny_painter
 
 START_SECONDS = 540
+pytestmark = pytest.mark.cluster
 
 
 def test_the_short_form(head: Head, node_variables: dict[str, str], tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def site(tmp_path: Path) -> Path:
 def run(site: Path, *command: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, *command], capture_output=True, text=True, timeout=400, env={**os.environ, "PYTHONPATH": path}
     )
 
 
