@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from live_server import live_server, wait_until_idle
+from sjd_vllm.images.api_protocol import MAX_BODY_BYTES
 
 ROUTE = "/v1/images/generations"
 NUM_TOKENS = 43
@@ -59,7 +60,8 @@ def counted(server: httpx.Client) -> dict[tuple[str, str], float]:
     assert streamed.text.count("event: image_generation.partial_image") <= 2
     assert post(server, n=99).status_code == 400
     assert post(server, model="another").status_code == 404
-    assert server.post(ROUTE, content=b"x" * (2 << 20), headers={"content-type": "application/json"}).status_code == 413
+    too_large = b"x" * (MAX_BODY_BYTES + 1)
+    assert server.post(ROUTE, content=too_large, headers={"content-type": "application/json"}).status_code == 413
     assert server.post(ROUTE, content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
     with server.stream("POST", ROUTE, json={"prompt": "a lake", "stream": True, "sjd": {"method": "none"}}) as answer:
         assert answer.status_code == 200
