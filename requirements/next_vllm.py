@@ -25,7 +25,7 @@ from pathlib import Path
 
 from sjd_vllm.engine.compat import PRIVATE_NAMES, SUPPORTED_VLLM, PrivateName
 
-Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Assign
 # From the name of a module to its source; None where there is no such module.
 Source = Callable[[str], str | None]
 
@@ -57,13 +57,13 @@ def compare(ours: Source, theirs: Source, names: tuple[PrivateName, ...] = PRIVA
 
 
 def find(source: Source, module: str, name: str) -> Definition | None:
-    """The class or function behind a dotted name; methods are looked for in base classes and through imports too."""
+    """The class, function or variable behind a dotted name; methods are looked for in base classes and through imports too."""
     tree = _parsed(source, module)
     if tree is None:
         return None
     first, *rest = name.split(".")
     for node in ast.walk(tree):
-        if isinstance(node, Definition) and node.name == first:
+        if isinstance(node, Definition) and _name(node) == first:
             return node if not rest else _member(source, module, node, rest[0])
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for alias in node.names:
@@ -72,9 +72,15 @@ def find(source: Source, module: str, name: str) -> Definition | None:
     return None
 
 
+def _name(node: Definition) -> str:
+    if isinstance(node, ast.Assign):
+        return ast.unparse(node.targets[0])
+    return node.name
+
+
 def _member(source: Source, module: str, owner: Definition, name: str) -> Definition | None:
-    for node in owner.body:
-        if isinstance(node, Definition) and node.name == name:
+    for node in getattr(owner, "body", []):
+        if isinstance(node, Definition) and _name(node) == name:
             return node
     for base in getattr(owner, "bases", []):
         if isinstance(base, ast.Subscript):
@@ -107,6 +113,8 @@ def _finding(private: PrivateName, mine: Definition, other: Definition | None) -
 
 
 def _head(node: Definition) -> str:
+    if isinstance(node, ast.Assign):
+        return f"{_name(node)} ="
     if isinstance(node, ast.ClassDef):
         return f"class {node.name}({', '.join(ast.unparse(base) for base in node.bases)})"
     return f"def {node.name}({ast.unparse(node.args)})"
