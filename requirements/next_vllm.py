@@ -57,7 +57,7 @@ def compare(ours: Source, theirs: Source, names: tuple[PrivateName, ...] = PRIVA
 
 
 def find(source: Source, module: str, name: str) -> Definition | None:
-    """The class, function or variable behind a dotted name; methods are looked for in base classes and through imports too."""
+    """The class, function or variable behind a dotted name; methods are also looked for in base classes and imports."""
     tree = _parsed(source, module)
     if tree is None:
         return None

@@ -34,8 +34,8 @@ def _wheel(path: Path, changes: dict[str, tuple[str, str]]) -> Path:
     assert spec.origin is not None
     root = Path(spec.origin).parent
     with zipfile.ZipFile(path, "w") as archive:
-        for folder in ("v1", "engine"):
-            for file in (root / folder).rglob("*.py"):
+        for pattern in ("*.py", "v1/**/*.py", "engine/**/*.py"):
+            for file in root.glob(pattern):
                 name = file.relative_to(root.parent).as_posix()
                 text = file.read_text(encoding="utf-8")
                 if name in changes:
