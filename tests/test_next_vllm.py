@@ -34,7 +34,7 @@ def _wheel(path: Path, changes: dict[str, tuple[str, str]]) -> Path:
     assert spec.origin is not None
     root = Path(spec.origin).parent
     with zipfile.ZipFile(path, "w") as archive:
-        for pattern in ("*.py", "v1/**/*.py", "engine/**/*.py"):
+        for pattern in ("*.py", "v1/**/*.py", "engine/**/*.py", "entrypoints/**/*.py"):
             for file in root.glob(pattern):
                 name = file.relative_to(root.parent).as_posix()
                 text = file.read_text(encoding="utf-8")
