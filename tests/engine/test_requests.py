@@ -11,6 +11,7 @@ import torch
 from engine_harness import Engine, engine, guided, sampling
 from vllm import SamplingParams
 
+from sjd_vllm.engine.drafting_rule import DraftingRule
 from sjd_vllm.engine.legal_set import LegalSet
 
 GUIDANCE = guided(3.0, [1, 9])
@@ -83,10 +84,10 @@ def test_logits_that_are_not_numbers_fail_their_request_alone(running: Engine, m
     alone = one(running, 11, GUIDANCE)
     choices = LegalSet.choices
 
-    def poisoned(self: LegalSet, logits: torch.Tensor, **settings: Any) -> Any:
+    def poisoned(self: LegalSet, logits: torch.Tensor, span: Any, **settings: Any) -> Any:
         logits = logits.clone()
         logits[settings["rows"][settings["guidance_scale"] == 7.0]] = torch.nan
-        return choices(self, logits, **settings)
+        return choices(self, logits, span, **settings)
 
     monkeypatch.setattr(LegalSet, "choices", poisoned)
     sick = sampling(100, seed=1, sjd=guided(7.0, [1, 9]))
@@ -102,15 +103,14 @@ def test_a_grammar_that_fails_in_the_engine_fails_its_request_alone(
     running: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = one(running, 11, GUIDANCE)
-    states = running.runner._sjd
-    rule = states._rule
+    rule_of = DraftingRule.of
 
-    def failing(params: Any, *args: Any) -> Any:
+    def failing(params: Any, *args: Any) -> DraftingRule:
         if params.guidance_scale == 7.0:
             raise RuntimeError("this grammar cannot be built")
-        return rule(params, *args)
+        return rule_of(params, *args)
 
-    monkeypatch.setattr(states, "_rule", failing)
+    monkeypatch.setattr(DraftingRule, "of", failing)
     sick = sampling(100, seed=1, sjd=guided(7.0, [1, 9]))
     good = sampling(100, seed=11, top_k=10, sjd=GUIDANCE)
     outputs = running.llm.generate([{"prompt_token_ids": PROMPT}] * 2, [sick, good], use_tqdm=False)

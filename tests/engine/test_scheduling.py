@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from engine_harness import Engine, Reference, chi_square_p_value, engine, guided, record_preemptions, sampling
+from engine_harness import (
+    Engine,
+    Reference,
+    chi_square_p_value,
+    engine,
+    guided,
+    record_preemptions,
+    sampling,
+    strategies,
+)
 from greedy_cases import check_mixed_batch
 
 Expected = dict[tuple[int, int], list[int]]
@@ -44,7 +53,7 @@ def test_joint_law_under_chunked_prefill_and_preemption(
         running.assert_nothing_left()
 
 
-@pytest.mark.parametrize("redraft", ["gumbel", "coupled"])
+@pytest.mark.parametrize("redraft", strategies("gumbel", "coupled"))
 def test_same_seed_same_tokens_after_preemption(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, redraft: str
 ) -> None:
