@@ -81,7 +81,7 @@ def _scheduling(*, is_async: bool) -> Iterator[None]:
         vllm_config.scheduler_config.async_scheduling = is_async
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CpuPlatform, "check_and_update_config", updated)
+        patch.setattr(CpuPlatform, "check_and_update_config", staticmethod(updated))
         yield
 
 

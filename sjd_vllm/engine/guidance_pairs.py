@@ -125,7 +125,7 @@ class GuidancePairs:
 def _endless(params: Any) -> SamplingParams:
     """A companion never stops by itself: it ends when its main does."""
     endless: SamplingParams = copy.copy(params)
-    endless.max_tokens = 1 << 40
+    endless.max_tokens = 1 << 30  # the runners keep sums with it as int32
     endless.ignore_eos = True
     endless.stop = []
     endless.stop_token_ids = []
