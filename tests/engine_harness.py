@@ -66,6 +66,11 @@ class Engine:
         assert not (self.runner.req_states.req_id_to_index if IS_V2 else self.runner.requests)
 
 
+def scaled(full: Any, small: Any) -> Any:
+    """How much a test does: `small` where an interpreter runs the kernels, which takes a hundred times as long."""
+    return small if IS_V2 else full
+
+
 def strategies(*names: str) -> list[Any]:
     """Parameters of a test, of which those that the runner under test cannot do are skipped."""
     return [pytest.param(name, marks=() if name == "gumbel" else needs_v1) for name in names]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_harness import IS_V2, Reference, engine, guided, needs_v1, sampling
+from engine_harness import IS_V2, Reference, engine, guided, needs_v1, sampling, scaled
 
 from sjd_vllm.engine.fixed_noise_pool import FixedNoisePool
 from sjd_vllm.engine.rejection_pool import RejectionPool
@@ -64,15 +64,20 @@ def test_logits_after_rejection_equal_a_fresh_prefill(
     tiny_llama: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch, redraft: str, pool_class: Any
 ) -> None:
     """Under chunked prefill, few blocks and preemption, for both halves of guided pairs."""
-    limits = {"block_size": 32, "num_gpu_blocks_override": 24, "max_num_batched_tokens": 64, "max_num_seqs": 7}
+    limits = {
+        "block_size": 32,
+        "num_gpu_blocks_override": scaled(24, 16),
+        "max_num_batched_tokens": 64,
+        "max_num_seqs": 7,
+    }
     with engine(tiny_llama, window=16, sjd={"redraft": redraft}, **limits) as running:
         seen = record_v2(monkeypatch) if IS_V2 else record_v1(running.runner, monkeypatch, pool_class)
         prompts = [[1, 2, 3], [5], [7, 8, 9] * 20, [3] * 40, [11, 12] * 30, [13]]
         settings = [None, guided(3.0, [1, 9]), guided(2.0, [4] * 50), None, guided(1.5, [2]), guided(3.0, [6] * 3)]
-        params = [sampling(90, seed=i, top_k=8, sjd=sjd) for i, sjd in enumerate(settings)]
+        params = [sampling(scaled(90, 40), seed=i, top_k=8, sjd=sjd) for i, sjd in enumerate(settings)]
         running.generate(prompts, params)
         running.assert_nothing_left()
-    assert len(seen) > 300
+    assert len(seen) > scaled(300, 100)
     for prefix, logits in seen[::3]:
         fresh = reference.logits([prefix])[0]
         assert torch.allclose(logits, fresh, atol=TOLERANCE), (len(prefix), float((logits - fresh).abs().max()))

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_harness import Engine, Reference, chi_square_p_value, engine, guided, needs_v1, sampling, strategies
+from engine_harness import Engine, Reference, chi_square_p_value, engine, guided, needs_v1, sampling, scaled, strategies
 
 PROMPT = list(range(1, 30))  # with blocks of 32, a picture's tokens cross into a second block
 ALLOWED = [5, 17, 18, 40]
-NUM_TOKENS = 5  # 4**5 = 1024 cells
-NUM_SAMPLES = 6000
+NUM_TOKENS = scaled(5, 3)  # 4**5 = 1024 cells
+NUM_SAMPLES = scaled(6000, 1000)
 PASS = 1e-4
 GUIDANCE = guided(2.0, list(range(30, 60)))
 
@@ -70,7 +70,9 @@ def test_joint_law_under_guidance(running: Engine, reference: Reference, redraft
 
 
 @pytest.mark.parametrize("redraft", strategies("gumbel", "coupled"))
-@pytest.mark.parametrize("processing", [{"top_k": 3}, {"top_p": 0.8}, {"top_k": 3, "top_p": 0.9}])
+@pytest.mark.parametrize(
+    "processing", scaled([{"top_k": 3}, {"top_p": 0.8}, {"top_k": 3, "top_p": 0.9}], [{"top_k": 3, "top_p": 0.9}])
+)
 def test_joint_law_under_top_k_and_top_p(
     running: Engine, reference: Reference, redraft: str, processing: dict[str, Any]
 ) -> None:

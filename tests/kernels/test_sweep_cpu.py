@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sjd_kernels.sweep_cpu import sweep_cpu
@@ -14,6 +14,7 @@ from sjd_vllm.core import sweep
 NUM_POSITIONS = 12
 
 
+@settings(deadline=None)  # the first call compiles
 @given(
     windows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, NUM_POSITIONS - 6)), min_size=1, max_size=6),
     seed=st.integers(0, 2**32 - 1),
