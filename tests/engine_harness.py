@@ -27,6 +27,7 @@ from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 from vllm.platforms.cpu import CpuPlatform
 
 IS_V2 = interpreted_v2.is_asked_for()
+needs_v2 = pytest.mark.skipif(not IS_V2, reason="Model Runner V2 is tested in a run of its own, see the Makefile")
 needs_v1 = pytest.mark.skipif(IS_V2, reason="strategies by rejection run on vLLM's V1 model runner only")
 
 

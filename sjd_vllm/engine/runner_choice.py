@@ -31,6 +31,11 @@ def uses_v2(config: SJDConfig) -> bool:
     return asked
 
 
+def runner_name(config: SJDConfig) -> str:
+    """ "V1" or "V2", as `uses_v2` says."""
+    return "V2" if uses_v2(config) else "V1"
+
+
 def check_redraft(redraft: str, vllm_config: Any) -> None:
     """Raise ConfigError for a request whose strategy the engine's runner cannot do."""
     if redraft != GUMBEL and vllm_config.use_v2_model_runner:

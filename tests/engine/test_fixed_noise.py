@@ -91,6 +91,7 @@ def test_chunks_cut_windows_and_preemption_do_not_show(
     limits = {
         "block_size": 32,
         "num_gpu_blocks_override": scaled(22, 14),
+        "max_model_len": scaled(512, 256),
         "max_num_batched_tokens": 64,
         "max_num_seqs": 13,
     }

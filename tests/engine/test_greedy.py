@@ -36,8 +36,9 @@ def test_every_strategy_equals_plain_greedy_decoding(
 
 def test_drafts_are_accepted(roomy: Engine) -> None:
     """The identity above would hold if no draft were ever accepted. A chaotic model accepts few, but some."""
+    num_tokens = 220
     before = roomy.scheduler._counters.read()
-    roomy.generate([PROMPTS[0]], [sampling(NUM_TOKENS, temperature=0, sjd={"num_speculative_tokens": 32})])
+    roomy.generate([PROMPTS[0]], [sampling(num_tokens, temperature=0, sjd={"num_speculative_tokens": 32})])
     after = roomy.scheduler._counters.read()
-    assert after["drafts_accepted_total"] - before["drafts_accepted_total"] >= scaled(5, 1)
-    assert after["steps_total"] - before["steps_total"] <= NUM_TOKENS - scaled(5, 1)
+    assert after["drafts_accepted_total"] - before["drafts_accepted_total"] >= 5
+    assert after["steps_total"] - before["steps_total"] <= num_tokens - 5

@@ -67,6 +67,7 @@ def test_logits_after_rejection_equal_a_fresh_prefill(
     limits = {
         "block_size": 32,
         "num_gpu_blocks_override": scaled(24, 16),
+        "max_model_len": scaled(512, 256),
         "max_num_batched_tokens": 64,
         "max_num_seqs": 7,
     }

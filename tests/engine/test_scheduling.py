@@ -30,7 +30,12 @@ def test_chunked_prefill_with_an_odd_number_of_slots(tiny_llama: Path, expected:
 def test_preempted_pairs(tiny_llama: Path, expected: Expected, monkeypatch: pytest.MonkeyPatch) -> None:
     """With KV blocks for a few sequences only, pairs are preempted and resumed together."""
     with engine(
-        tiny_llama, window=16, max_num_seqs=12, block_size=32, num_gpu_blocks_override=scaled(40, 22)
+        tiny_llama,
+        window=16,
+        max_num_seqs=12,
+        block_size=32,
+        num_gpu_blocks_override=scaled(40, 22),
+        max_model_len=scaled(512, 256),
     ) as running:
         preempted = record_preemptions(running, monkeypatch)
         check_mixed_batch(running, expected, [16, 5])
@@ -72,7 +77,9 @@ def test_same_seed_same_tokens_after_preemption(
 
     with engine(tiny_llama, window=16, block_size=32) as roomy:
         expected = tokens(roomy)
-    with engine(tiny_llama, window=16, block_size=32, num_gpu_blocks_override=scaled(26, 16)) as small:
+    with engine(
+        tiny_llama, window=16, block_size=32, num_gpu_blocks_override=scaled(26, 16), max_model_len=scaled(512, 256)
+    ) as small:
         preempted = record_preemptions(small, monkeypatch)
         assert tokens(small) == expected
         assert preempted
