@@ -117,7 +117,7 @@ def _configure(args: Any) -> None:
     from vllm.platforms import current_platform
 
     from sjd_vllm.engine.compat import require_supported_vllm
-    from sjd_vllm.engine.runner_choice import speculative_config, uses_v2
+    from sjd_vllm.runner_choice import speculative_config, uses_v2
 
     require_supported_vllm()
     settings = {key.replace("-", "_"): value for key, value in (args.speculative_config or {}).items()}

@@ -14,10 +14,10 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
 from sjd_vllm.config import ConfigError, SJDConfig, SJDParams
-from sjd_vllm.engine.runner_choice import check_redraft
 from sjd_vllm.models.family import ImageFamily
 from sjd_vllm.models.grammar import ImageGrammar
 from sjd_vllm.models.registry import load_family
+from sjd_vllm.runner_choice import check_redraft
 
 CONFIG_KEY = "sjd"
 

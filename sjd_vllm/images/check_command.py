@@ -27,8 +27,8 @@ def add_flags(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the report; 0 if the checkpoint can be served, 1 if something is wrong with it."""
     prepare_environment(is_quiet=True)
-    from sjd_vllm.engine.runner_choice import runner_name
     from sjd_vllm.models.registry import families, load_family
+    from sjd_vllm.runner_choice import runner_name
 
     path = Path(args.model).expanduser()
     if not path.is_dir():

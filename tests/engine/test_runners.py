@@ -16,7 +16,7 @@ from vllm.exceptions import VLLMValidationError
 
 from sjd_vllm.config import ConfigError, SJDConfig
 from sjd_vllm.engine import legal_set
-from sjd_vllm.engine.runner_choice import runner_name, uses_v2
+from sjd_vllm.runner_choice import runner_name, uses_v2
 
 PROMPTS = [[1, 2, 3], [7, 8, 9] * 15, [5]]
 SETTINGS: list[dict[str, Any]] = [
