@@ -66,6 +66,7 @@ class SJDSchedulerMixin:
         self._windows = WindowController(self._config.num_speculative_tokens)
         self._counters = EngineCounters(self.vllm_config.instance_id, is_writer=True)
         self._counters.put("model_runner", 2 if self.use_v2_model_runner else 1)
+        self._awaited: set[str] = set()  # halves that were preempted for their other halves before the last step
         self._refused: dict[str, list[int]] = {}  # by request, the drafts of this step that were not accepted
         self._max_num_drafts = self.num_spec_tokens
         self._steps: dict[int, _Step] = {}  # by id() of the SchedulerOutput, until its result has come
@@ -153,11 +154,14 @@ class SJDSchedulerMixin:
 
     def _preempt_split_pairs(self) -> None:
         # Not inside _preempt_request: schedule() holds the running list in locals while it preempts.
+        # A half with a step in flight cannot be resumed at once, its other half can: it gets one step to follow.
+        awaited, self._awaited = self._awaited, set()
         now = time.monotonic()
         for half in reversed(self.running.copy()):
             other = self.requests.get(self.pairs.partner(half.request_id) or "")
-            if other is None or other.status != RequestStatus.PREEMPTED:
+            if other is None or other.status != RequestStatus.PREEMPTED or other.request_id in awaited:
                 continue
+            self._awaited.add(half.request_id)
             self.running.remove(half)
             self._preempt_request(half, now)
             self._counters.add("guidance_preemptions_total")
