@@ -70,7 +70,7 @@ def stopwatch_on(llm_engine: Any) -> Iterator[Stopwatch]:
         (runner.model, "compute_logits", "forward"),
         (runner, "_sample", "windows"),
         (pool, "_choices", "choices"),
-        (fixed_noise_pool, "sweep", "sweep"),
+        (fixed_noise_pool, "sweep_cpu", "sweep"),
     ]
     watch = Stopwatch()
     originals = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in places]
