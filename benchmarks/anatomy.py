@@ -72,12 +72,22 @@ def places_of(llm_engine: Any) -> list[tuple[Any, str, str]]:
             (runner, "_model_forward", "forward"),
             (runner, "_sample", "windows"),
             (fixed_noise_pool.FixedNoisePool, "_choices", "choices"),
-            (fixed_noise_pool, "sweep", "sweep"),
+            (fixed_noise_pool, "sweep_cpu" if hasattr(fixed_noise_pool, "sweep_cpu") else "sweep", "sweep"),
         ]
-    # V2 calls the model itself, or has it inside a CUDA graph; what it chooses and drafts stands in one method
+    from sjd_vllm.engine import device_states
+
+    # V2 calls the model itself, or has it inside a CUDA graph
     graphs = getattr(runner, "cudagraph_manager", None)
     replays = [(graphs, name, "forward") for name in ("run_fullgraph", "run_pw_graph") if hasattr(graphs, name)]
-    return [*places, (runner.model, "forward", "forward"), *replays, (runner, "sample", "windows")]
+    return [
+        *places,
+        *replays,
+        (runner.model, "forward", "forward"),
+        (runner, "sample", "windows"),
+        (runner._sjd, "fill_inputs", "windows"),
+        (runner._sjd, "_choices", "choices"),
+        (device_states, "sweep", "sweep"),
+    ]
 
 
 @contextmanager

@@ -41,9 +41,7 @@ class Contestant:
     def __init__(self, engine: str, max_batch_size: int, window: int) -> None:
         started = time.perf_counter()
         command = [sys.executable, str(Path(__file__)), engine, str(max_batch_size), str(window)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.decode("none", [0], 1)
         self.start_seconds = time.perf_counter() - started
 
@@ -97,7 +95,9 @@ def ours(max_batch_size: int, window: int, model: str | Path | None = None, **en
         started = time.perf_counter()
         decoded = pipeline._engine.decode(_pictures(pipeline, method, seeds), batch_size=concurrency)
         seconds = time.perf_counter() - started
-        return Turn([picture.seconds for picture in decoded], seconds, [len(picture.tokens_by_step) for picture in decoded])
+        return Turn(
+            [picture.seconds for picture in decoded], seconds, [len(picture.tokens_by_step) for picture in decoded]
+        )
 
     return pipeline._engine._llm, decode
 

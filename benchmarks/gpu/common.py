@@ -23,7 +23,8 @@ SMALL_OUTPUT = ROOT / "out" / "gpu-small"
 WORK = ROOT / "out" / "gpu"
 # vLLM's own switch between its model runners; unset, vLLM decides
 RUNNER_SWITCH = "VLLM_USE_V2_MODEL_RUNNER"
-_SAME_RUN = ("commit", "hardware", "versions", "runner_switch")
+# Rows that agree in these columns may be compared.
+SAME_RUN = ("commit", "hardware", "versions", "runner_switch")
 # Of prompts; a picture's own tokens come on top.
 _PROMPT_TOKENS = 128
 
@@ -36,11 +37,13 @@ class Run:
         is_small: a small shape, as a check that the part works; on a CPU too.
         output: folder of the files of rows.
         work: folder for what is made on the way; may be deleted.
+        commit: of the files, where git does not know it.
     """
 
     is_small: bool
     output: Path
     work: Path
+    commit: str = ""
 
     @classmethod
     def from_flags(cls, args: argparse.Namespace) -> Run:
@@ -51,7 +54,7 @@ class Run:
         if args.small and output.is_relative_to(RESULTS):
             raise ConfigError("output", "rows of small runs do not belong in benchmarks/results; name another folder.")
         output.mkdir(parents=True, exist_ok=True)
-        return cls(args.small, output, Path(args.work).resolve())
+        return cls(args.small, output, Path(args.work).resolve(), args.commit)
 
     @property
     def shape(self) -> Shape:
@@ -79,18 +82,28 @@ class Run:
             settings["dtype"] = "bfloat16"
         return settings
 
+    def file(self, part: str) -> Path:
+        """Of the rows of a part."""
+        return self.output / f"gpu_{part}.csv"
+
     def rows(self, part: str, *cell: str) -> Rows:
         """The file of a part; `cell` are the columns that say which cell of its table a row is."""
-        return Rows(self.output / f"gpu_{part}.csv", cell)
+        return Rows(self.file(part), cell, self.commit)
+
+
+def taken_on(commit: str = "") -> dict[str, str]:
+    """The first columns of every row; `commit` is for files that git knows nothing of."""
+    found = provenance()
+    return {**found, "commit": found["commit"] or commit, "runner_switch": os.environ.get(RUNNER_SWITCH, "")}
 
 
 class Rows:
     """Rows of one part. A cell that has one of this commit, hardware, versions and runner is not measured again."""
 
-    def __init__(self, path: Path, cell: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, cell: tuple[str, ...], commit: str = "") -> None:
         self._path = path
-        self._columns = (*_SAME_RUN, *cell)
-        self._taken_on = {**provenance(), "runner_switch": os.environ.get(RUNNER_SWITCH, "")}
+        self._columns = (*SAME_RUN, *cell)
+        self._taken_on = taken_on(commit)
 
     def has(self, **cell: object) -> bool:
         """Whether the file has this cell."""
@@ -109,6 +122,7 @@ def parser(description: str | None) -> Parser:
     made.add_argument("--small", action="store_true", help="a small shape, on a CPU too; no row goes to results/")
     made.add_argument("--output", help=f"folder of the rows ({RESULTS.relative_to(ROOT)})")
     made.add_argument("--work", default=str(WORK), help=f"folder for the rest ({WORK.relative_to(ROOT)})")
+    made.add_argument("--commit", default="", help="of the files, where they are a copy without git")
     return made
 
 

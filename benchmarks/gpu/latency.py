@@ -16,8 +16,7 @@ from typing import Any
 
 from benchmarks.contestants import ours, stock
 from benchmarks.gpu.common import Run, fill_weights, parser, runner_name, runner_of
-from benchmarks.gpu.replay import Replay, replay_on
-from benchmarks.gpu.traces import Traces
+from benchmarks.gpu.replay import replay_of, replay_on
 from sjd_vllm.config import ConfigError, SJDConfig, check_choice, check_int
 from sjd_vllm.images.bench import percentiles
 from sjd_vllm.images.environment import prepare_environment
@@ -51,8 +50,9 @@ def main() -> None:
     llm, decode = start(max(args.concurrency), window, **run.engine_args())
     fill_weights(llm)
     is_replayed = args.contestant == "sjd"
-    replay = Replay(Traces.load(), run.shape.num_tokens)
-    with replay_on(runner_of(llm), replay) if is_replayed else nullcontext():
+    runner = runner_of(llm)
+    replay = replay_on(runner, replay_of(run, runner)) if is_replayed else nullcontext()
+    with replay:
         decode("sjd" if is_replayed else "none", [0], 1)  # the first forwards of a process are slow
         for cell in cells:
             figures = measure(llm, decode, cell["concurrency"], is_replayed)

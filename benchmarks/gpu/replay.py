@@ -20,13 +20,14 @@ is left of it. A window that was not recorded takes the next shorter one's trace
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.common import Run
 from benchmarks.gpu.traces import Traces
 
 
@@ -70,39 +71,81 @@ def _ends(pictures: list[list[int]], first: int, num_tokens: int) -> Tensor:
     return torch.tensor(ends[:num_tokens]).clamp_max(num_tokens)
 
 
+def replay_of(run: Run, runner: Any) -> Replay:
+    """The recorded traces for pictures of a run's shape, where the runner counts: V1 on the host, V2 on its device."""
+    is_v1 = any(base.__name__ == "SJDRunnerMixin" for base in type(runner).__mro__)
+    return Replay(Traces.load(), run.shape.num_tokens, "cpu" if is_v1 else runner.device)
+
+
 @contextmanager
 def replay_on(runner: Any, replay: Replay) -> Iterator[None]:
     """Let the engine of a live model runner in this process decode at the replay's pace, strategy `gumbel`.
 
-    Raises TypeError for a runner without a seam: the one place where it decides how many tokens are final.
+    Raises TypeError for a runner without a seam, which is the one place where it counts how many tokens are final.
     """
-    from sjd_vllm.engine.v1_runner import SJDRunnerMixin
-
-    if not isinstance(runner, SJDRunnerMixin):
+    seams = [_SEAMS[base.__name__] for base in type(runner).__mro__ if base.__name__ in _SEAMS]
+    if not seams:
         raise TypeError(f"there is no seam for the replay in {type(runner).__qualname__}; see benchmarks/gpu/replay.py")
-    with _in_fixed_noise_pool(replay):
+    with seams[0](runner, replay):
         yield
 
 
 @contextmanager
-def _in_fixed_noise_pool(replay: Replay) -> Iterator[None]:
-    """The V1 runner's seam: `sweep` counts, in `FixedNoisePool.step`, which knows whose rows they are."""
+def _in_fixed_noise_pool(runner: Any, replay: Replay) -> Iterator[None]:
+    """V1: the count in `FixedNoisePool.step`; the pool that steps knows the seeds of its slots."""
     from sjd_vllm.engine import fixed_noise_pool
 
     pool = fixed_noise_pool.FixedNoisePool
-    engine_step, engine_sweep = pool.step, fixed_noise_pool.sweep
-    stepped: list[Tensor] = []
+    engine_step = pool.step
+    stepping: list[Any] = []
 
-    def step(self: Any, pictures: Any, *args: Any) -> Any:
-        stepped[:] = torch.from_numpy(self.slots.seed[pictures.slots]), torch.from_numpy(pictures.positions)
-        return engine_step(self, pictures, *args)
+    def step(self: Any, *args: Any) -> Any:
+        stepping[:] = [self]
+        return engine_step(self, *args)
 
-    def sweep(drafts: Tensor, rows: Tensor, positions: Tensor, choices: Tensor, starts: Tensor) -> Tensor:
-        engine_sweep(drafts, rows, positions, choices, starts)
-        return replay.num_final(*stepped, torch.diff(starts, append=starts.new_tensor([len(rows)])))
+    pool.step = step  # type: ignore[method-assign]
+    try:
+        name = "sweep_cpu" if hasattr(fixed_noise_pool, "sweep_cpu") else "sweep"
+        with _counted(fixed_noise_pool, name, replay, lambda: stepping[0].slots.seed):
+            yield
+    finally:
+        pool.step = engine_step  # type: ignore[method-assign]
 
-    pool.step, fixed_noise_pool.sweep = step, sweep  # type: ignore[method-assign]
+
+@contextmanager
+def _in_device_states(runner: Any, replay: Replay) -> Iterator[None]:
+    """V2: the count in `DeviceStates`, all on the device."""
+    from sjd_vllm.engine import device_states
+
+    with _counted(device_states, "sweep", replay, lambda: runner._sjd._seed):
+        yield
+
+
+@contextmanager
+def _counted(module: Any, name: str, replay: Replay, seed_of_slot: Callable[[], Any]) -> Iterator[None]:
+    """Replace the function `core.sweep`, or its compiled form, where a module looks it up by name.
+
+    It still puts the choices in the drafts' places; its count is thrown away. A row of the drafts is a request's slot.
+    """
+    engine_sweep = getattr(module, name)
+
+    def sweep(drafts: Any, rows: Any, positions: Any, choices: Any, starts: Any) -> Any:
+        counted = engine_sweep(drafts, rows, positions, choices, starts)
+        first = torch.as_tensor(starts)
+        ends = torch.cat([first[1:], torch.full_like(first[:1], len(rows))])
+        seeds = torch.as_tensor(seed_of_slot())[torch.as_tensor(rows)[first]]
+        final = replay.num_final(seeds, torch.as_tensor(positions)[first], ends - first)
+        return final if isinstance(counted, Tensor) else final.numpy()
+
+    setattr(module, name, sweep)
     try:
         yield
     finally:
-        pool.step, fixed_noise_pool.sweep = engine_step, engine_sweep  # type: ignore[method-assign]
+        setattr(module, name, engine_sweep)
+
+
+# By the class that our runners of a kind have in common.
+_SEAMS: dict[str, Callable[[Any, Replay], AbstractContextManager[None]]] = {
+    "SJDRunnerMixin": _in_fixed_noise_pool,
+    "SJDRunnerV2Mixin": _in_device_states,
+}

@@ -122,7 +122,8 @@ def _add_triton(env: dict[str, str]) -> bool:
 
 def _common(args: argparse.Namespace) -> list[str]:
     flags = ["--work", str(args.work)] + (["--small"] if args.small else [])
-    return flags + (["--output", str(args.output)] if args.output else [])
+    flags += ["--output", str(args.output)] if args.output else []
+    return flags + (["--commit", args.commit] if args.commit else [])
 
 
 def _parse_args() -> argparse.Namespace:
@@ -133,6 +134,7 @@ def _parse_args() -> argparse.Namespace:
     parser.add_argument("--no-setup", action="store_true", help="everything is installed")
     parser.add_argument("--small", action="store_true", help="small forms of the parts, on a CPU too")
     parser.add_argument("--output", type=Path, help="folder of the rows (benchmarks/results; out/gpu-small if small)")
+    parser.add_argument("--commit", default="", help="of the files, where they are a copy without git")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for the rest (out/gpu)")
     args = parser.parse_args()
     for part in args.parts.split(","):

@@ -18,7 +18,7 @@ import torch
 from benchmarks.anatomy import PARTS, stopwatch_on
 from benchmarks.gpu.common import Run, fill_weights, parser, runner_name, runner_of
 from benchmarks.gpu.device_clock import DeviceStopwatch
-from benchmarks.gpu.replay import Replay, replay_on
+from benchmarks.gpu.replay import replay_of, replay_on
 from benchmarks.gpu.traces import Traces
 from sjd_vllm.config import ConfigError, check_int, check_window
 from sjd_vllm.demo.captions import captions
@@ -59,7 +59,8 @@ def main() -> None:
         llm_engine = pipeline._engine._llm  # type: ignore[union-attr]
         fill_weights(llm_engine)
         traces = Traces.load()
-        with replay_on(runner_of(llm_engine), Replay(traces, run.shape.num_tokens)):
+        runner = runner_of(llm_engine)
+        with replay_on(runner, replay_of(run, runner)):
             for batch in batches:
                 cell = {"shape": run.shape.name, "window": args.window, "batch": batch}
                 pace = traces.tokens_per_forward(args.window)

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.gpu.common import Run, parser
+from benchmarks.gpu.common import SAME_RUN, Run, parser, taken_on
 from sjd_vllm.config import ConfigError
-from sjd_vllm.images.machine import provenance
 
 Row = dict[str, str]
 
@@ -39,7 +38,7 @@ class Target:
 def main() -> None:
     """Print a line a target."""
     run = Run.from_flags(parser(__doc__).parse_args())
-    parts = {part: own_rows(run.output / f"gpu_{part}.csv") for part in ("steps", "latency", "kernels")}
+    parts = {part: own_rows(run.file(part), run.commit) for part in ("steps", "latency", "kernels")}
     for target in TARGETS:
         found = target.value(parts)
         shown = "" if found is None else f"{found:.3g}"
@@ -47,14 +46,14 @@ def main() -> None:
         print(f"{target.name:<72} {sign} {target.bound:<5g} {shown:>7}  {target.verdict(found)}")
 
 
-def own_rows(file: Path) -> list[Row]:
-    """The rows of a file that are of this commit, hardware and versions; the newest last."""
+def own_rows(file: Path, commit: str = "") -> list[Row]:
+    """The rows of a file that are of this commit, hardware, versions and runner; the newest last."""
     if not file.exists():
         return []
-    taken_on = provenance()
+    own = taken_on(commit)
     with file.open(newline="") as opened:
         rows = list(csv.DictReader(opened))
-    return [row for row in rows if all(row[name] == taken_on[name] for name in ("commit", "hardware", "versions"))]
+    return [row for row in rows if all(row[name] == own[name] for name in SAME_RUN)]
 
 
 def _figure(rows: list[Row], name: str, **cell: object) -> float | None:
