@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ VLLM = "vllm==0.32.*"
 OURS = ("numba", "numpy", "pillow", "psutil", "pytest", "safetensors", "scipy", "tqdm", "transformers", "tokenizers")
 # PyTorch and what comes with it, and packages that a dense model on one GPU does not import.
 SKIPPED = ("torch", "torchvision", "torchaudio", "torchcodec", "triton", "xformers", "numba-cuda")
-SKIPPED_PREFIXES = ("nvidia-", "cuda-", "flashinfer", "tilelang", "quack", "ray", "fastsafetensors", "runai")
+SKIPPED_PREFIXES = ("nvidia-", "cuda-", "flashinfer", "tilelang", "quack-", "tokenspeed", "humming-", "nvtx")
+SKIPPED_PREFIXES += ("pynvvideocodec", "fastsafetensors", "instanttensor", "ray")
 _ROUNDS = 8
 _CHECK = """
 import json, sys
@@ -58,7 +59,7 @@ def main() -> None:
     """Install what is missing and check that it works."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--site", type=Path, required=True, help="folder to install into")
-    parser.add_argument("--wheels", type=Path, help="folder of wheels; nothing is asked of the network then")
+    parser.add_argument("--wheels", type=Path, nargs="+", help="folders of wheels; the network is not asked then")
     args = parser.parse_args()
     try:
         if args.wheels:
@@ -77,16 +78,18 @@ def main() -> None:
     print("  ".join(f"{name} {value}" for name, value in found.items()))
 
 
-def install_wheels(folder: Path, site: Path) -> None:
-    """All wheels of a folder that are not in `site` already, as they are. Raises SetupError."""
-    wheels = sorted(folder.glob("*.whl"))
+def install_wheels(folders: Sequence[Path], site: Path) -> None:
+    """All wheels of some folders, as they are, unless `site` has them. Raises SetupError.
+
+    In one go: a folder of modules that is in several wheels would else be replaced, not filled.
+    """
+    wheels = [wheel for folder in folders for wheel in sorted(folder.glob("*.whl"))]
     if not wheels:
-        raise SetupError(f"{folder} holds no wheels")
+        raise SetupError(f"there are no wheels in {', '.join(map(str, folders))}")
     done = installed(site, only_site=True)
     # NAME-VERSION-...whl
-    new = [wheel for wheel in wheels if done.get(normal_name(wheel.name.split("-")[0])) != wheel.name.split("-")[1]]
-    if new:
-        _pip(site, "--no-index", "--upgrade", *map(str, new))
+    if any(done.get(normal_name(wheel.name.split("-")[0])) != wheel.name.split("-")[1] for wheel in wheels):
+        _pip(site, "--no-index", "--upgrade", *map(str, wheels))
 
 
 def install_from_index(site: Path) -> None:

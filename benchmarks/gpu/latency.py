@@ -51,7 +51,7 @@ def main() -> None:
     fill_weights(llm)
     is_replayed = args.contestant == "sjd"
     runner = runner_of(llm)
-    replay = replay_on(runner, replay_of(run, runner)) if is_replayed else nullcontext()
+    replay = replay_on(runner, replay_of(run, runner, window)) if is_replayed else nullcontext()
     with replay:
         decode("sjd" if is_replayed else "none", [0], 1)  # the first forwards of a process are slow
         for cell in cells:

@@ -37,10 +37,13 @@ class Replay:
     Args:
         traces: as recorded.
         num_tokens: T, of a finished picture of the model that is run.
+        longest: window of the requests, or the longest of those that follow the load.
     """
 
-    def __init__(self, traces: Traces, num_tokens: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, traces: Traces, num_tokens: int, longest: int, device: torch.device | str = "cpu") -> None:
         self._num_pictures = traces.num_pictures
+        self._num_tokens = num_tokens
+        self._longest = longest
         self._windows = torch.tensor([0, *traces.windows], device=device)
         plain = torch.arange(1, num_tokens + 1).expand(self._num_pictures, num_tokens)
         followed = [
@@ -56,8 +59,10 @@ class Replay:
         seeds, positions, num_rows: long [R], on the device of the replay; of each request, its seed, the position of
             the first row, and the rows scored: its drafts and one more.
         """
-        window = torch.bucketize(num_rows - 1, self._windows, right=True) - 1
-        end = self._ends[window, seeds % self._num_pictures, positions.clamp_max(self._ends.shape[-1] - 1)]
+        # a window that reaches the end of the picture is as short as it is for that alone
+        window = torch.where(positions + num_rows >= self._num_tokens, self._longest, num_rows - 1)
+        index = torch.bucketize(window, self._windows, right=True) - 1
+        end = self._ends[index, seeds % self._num_pictures, positions.clamp_max(self._ends.shape[-1] - 1)]
         return torch.minimum(end - positions, num_rows).clamp_min(1)
 
 
@@ -71,10 +76,10 @@ def _ends(pictures: list[list[int]], first: int, num_tokens: int) -> Tensor:
     return torch.tensor(ends[:num_tokens]).clamp_max(num_tokens)
 
 
-def replay_of(run: Run, runner: Any) -> Replay:
+def replay_of(run: Run, runner: Any, longest: int) -> Replay:
     """The recorded traces for pictures of a run's shape, where the runner counts: V1 on the host, V2 on its device."""
     is_v1 = any(base.__name__ == "SJDRunnerMixin" for base in type(runner).__mro__)
-    return Replay(Traces.load(), run.shape.num_tokens, "cpu" if is_v1 else runner.device)
+    return Replay(Traces.load(), run.shape.num_tokens, longest, "cpu" if is_v1 else runner.device)
 
 
 @contextmanager

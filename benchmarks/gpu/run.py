@@ -35,7 +35,7 @@ def main() -> int:
     args = _parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     site = args.work / "site"
-    setup = ["install", "--site", str(site), *(["--wheels", str(args.wheels)] if args.wheels else [])]
+    setup = ["install", "--site", str(site), *(["--wheels", *map(str, args.wheels)] if args.wheels else [])]
     if not args.no_setup and _run_part("setup", [setup], args) != 0:
         return 1
     # It measures nothing a second time, so it can be asked for always.
@@ -130,7 +130,7 @@ def _parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)} (all)")
     parser.add_argument("--minutes", type=float, default=10, help="for each part (10)")
-    parser.add_argument("--wheels", type=Path, help="folder of wheels to set up from, without network")
+    parser.add_argument("--wheels", type=Path, nargs="+", help="folders of wheels to set up from, without network")
     parser.add_argument("--no-setup", action="store_true", help="everything is installed")
     parser.add_argument("--small", action="store_true", help="small forms of the parts, on a CPU too")
     parser.add_argument("--output", type=Path, help="folder of the rows (benchmarks/results; out/gpu-small if small)")
@@ -140,9 +140,8 @@ def _parse_args() -> argparse.Namespace:
     for part in args.parts.split(","):
         if part not in PARTS:
             parser.error(f"--parts must be some of {','.join(PARTS)}; got {part!r}")
-    for name in ("wheels", "output", "work"):
-        if getattr(args, name) is not None:
-            setattr(args, name, getattr(args, name).resolve())
+    args.wheels = [folder.resolve() for folder in args.wheels or ()]
+    args.output, args.work = args.output and args.output.resolve(), args.work.resolve()
     return args
 
 

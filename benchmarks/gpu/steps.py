@@ -60,7 +60,7 @@ def main() -> None:
         fill_weights(llm_engine)
         traces = Traces.load()
         runner = runner_of(llm_engine)
-        with replay_on(runner, replay_of(run, runner)):
+        with replay_on(runner, replay_of(run, runner, args.window)):
             for batch in batches:
                 cell = {"shape": run.shape.name, "window": args.window, "batch": batch}
                 pace = traces.tokens_per_forward(args.window)

@@ -2,7 +2,8 @@
 
 Run it where the package index can be reached. vLLM's wheel holds kernels for quantised and sparse models too; for a
 dense one on one GPU it is enough to keep the Python files, `_C_stable_libtorch` and `vllm_flash_attn`. What the machine
-has already is told by --have, a file as `pip list --format=freeze` writes it there.
+has already is told by --have, a file as `pip list --format=freeze` writes it there. Attention's kernels get a wheel of
+their own, so that the two can travel apart; they are installed in one go.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from pathlib import Path
 
 from benchmarks.gpu.install import OURS, VLLM, normal_name, unmet
 
-_KEPT = ("vllm/_C_stable_libtorch", "vllm/vllm_flash_attn/")
+_CORE, _ATTENTION = "vllm/_C_stable_libtorch", "vllm/vllm_flash_attn/"
+# Compiled, or the sources of what is compiled on demand for other models.
+_COMPILED = (".so", ".h", ".hpp", ".inl", ".cu", ".cuh")
+_ATTENTION_NAME = "vllm_attention_kernels"
 _PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17)] + ["manylinux2014_x86_64"]
 
 
@@ -34,7 +38,7 @@ def main() -> None:
     have = read_versions(args.have) if args.have else {}
     if not list(args.folder.glob("vllm-*.whl")):
         (whole,) = _download(args.folder / "whole", args.python, VLLM)
-        slim(whole, args.folder / whole.name, args.flash_attention)
+        slim(whole, args.folder, args.flash_attention)
         whole.unlink()
         whole.parent.rmdir()
     for name in filter(None, args.more.split(",")):
@@ -48,24 +52,39 @@ def main() -> None:
     print(f"{sum(sizes.values()) / 2**20:8.1f} MiB  in all")
 
 
-def slim(whole: Path, target: Path, flash_attention: str = "all") -> None:
-    """Copy vLLM's wheel without the compiled parts that are not kept, and with a RECORD that fits."""
-    dropped = {"2": "_vllm_fa3_C", "3": "_vllm_fa2_C"}.get(flash_attention, "\0")
-    records = []
-    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as out:
+def slim(whole: Path, folder: Path, flash_attention: str = "all") -> None:
+    """Write vLLM's wheel without the compiled parts that are not kept, and one with those of attention."""
+    dropped = {"2": "_vllm_fa3_C", "3": "_vllm_fa2_C"}.get(flash_attention)
+    rest: dict[str, bytes] = {}
+    attention: dict[str, bytes] = {}
+    with zipfile.ZipFile(whole) as source:
         for name in source.namelist():
-            if name.endswith(".dist-info/RECORD"):
-                record = name
-            elif not _is_compiled(name) or (name.startswith(_KEPT) and dropped not in name):
-                content = source.read(name)
-                out.writestr(name, content)
-                digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-                records.append(f"{name},sha256={digest},{len(content)}")
-        out.writestr(record, "\n".join([*records, f"{record},,", ""]))
+            is_compiled = Path(name).suffix in _COMPILED or name == "vllm/vllm-rs"
+            if name.endswith("/RECORD") or (is_compiled and dropped is not None and dropped in name):
+                continue
+            if not is_compiled or name.startswith(_CORE):
+                rest[name] = source.read(name)
+            elif name.startswith(_ATTENTION):
+                attention[name] = source.read(name)
+    info = next(name.split("/")[0] for name in rest if name.endswith(".dist-info/METADATA"))
+    _write_wheel(folder / whole.name, rest, info)
+    version = whole.name.split("-")[1]
+    own_info = f"{_ATTENTION_NAME}-{version}.dist-info"
+    attention[f"{own_info}/METADATA"] = (
+        f"Metadata-Version: 2.1\nName: {_ATTENTION_NAME}\nVersion: {version}\n"
+    ).encode()
+    attention[f"{own_info}/WHEEL"] = rest[f"{info}/WHEEL"]
+    _write_wheel(folder / whole.name.replace("vllm-", f"{_ATTENTION_NAME}-", 1), attention, own_info)
 
 
-def _is_compiled(name: str) -> bool:
-    return Path(name).suffix in (".so", ".cubin", ".a")
+def _write_wheel(file: Path, contents: dict[str, bytes], info: str) -> None:
+    records = [f"{info}/RECORD,,"]
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as out:
+        for name, content in contents.items():
+            out.writestr(name, content)
+            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            records.append(f"{name},sha256={digest},{len(content)}")
+        out.writestr(f"{info}/RECORD", "\n".join([*records, ""]))
 
 
 def needs(folder: Path, have: dict[str, str], python: str) -> list[str]:

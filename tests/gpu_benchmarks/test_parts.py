@@ -58,7 +58,7 @@ def test_the_engine_decodes_at_the_traces_pace(run: Run, pipeline: ImagePipeline
     llm = pipeline._engine._llm  # type: ignore[union-attr]
     seeds = [0, 1, 2, 70, 71]  # more than go at once
     before = decode(pipeline, seeds, window)
-    with replay_on(runner_of(llm), replay_of(run, runner_of(llm))):
+    with replay_on(runner_of(llm), replay_of(run, runner_of(llm), window)):
         paced = decode(pipeline, seeds, window)
     # the last step of a picture may be shorter than its trace's
     assert paced == [expected(run, seed, window) for seed in seeds]
@@ -68,14 +68,14 @@ def test_the_engine_decodes_at_the_traces_pace(run: Run, pipeline: ImagePipeline
 def test_tokens_stay_legal_under_the_replay(run: Run, pipeline: ImagePipeline) -> None:
     llm = pipeline._engine._llm  # type: ignore[union-attr]
     pictures = pipeline.plan([ImageRequest("a red house", seed=3)])
-    with replay_on(runner_of(llm), replay_of(run, runner_of(llm))):
+    with replay_on(runner_of(llm), replay_of(run, runner_of(llm), WINDOW)):
         (decoded,) = pipeline._engine.decode(pictures)  # type: ignore[union-attr]
     assert len(decoded.token_ids) == run.shape.num_tokens
     assert pipeline.family.grammar(pictures[0].size).codes(decoded.token_ids).shape == (run.shape.grid, run.shape.grid)
 
 
 def test_a_runner_without_a_seam_is_refused(run: Run) -> None:
-    replay = Replay(Traces.load(), run.shape.num_tokens)
+    replay = Replay(Traces.load(), run.shape.num_tokens, WINDOW)
     with pytest.raises(TypeError, match="no seam"), replay_on(object(), replay):
         pass
 
@@ -84,7 +84,7 @@ def test_a_runner_without_a_seam_is_refused(run: Run) -> None:
 def test_steps(run: Run, pipeline: ImagePipeline, window: int) -> None:
     llm = pipeline._engine._llm  # type: ignore[union-attr]
     traces = Traces.load()
-    with replay_on(runner_of(llm), replay_of(run, runner_of(llm))):
+    with replay_on(runner_of(llm), replay_of(run, runner_of(llm), window)):
         pace = traces.tokens_per_forward(window)
         figures = measure_steps(pipeline, 2, window, pace, run.device, num_warm_up=1, num_counted=5)
     assert figures["steps"] == 5

@@ -28,25 +28,24 @@ def followed(replay: Replay, seed: int, window: int, num_tokens: int) -> list[in
 @pytest.mark.parametrize("window", [2, 4])
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_a_picture_follows_its_trace(window: int, seed: int) -> None:
-    assert followed(Replay(TRACES, 10), seed, window, 10) == TRACES.steps[window][seed % 2]
+    assert followed(Replay(TRACES, 10, window), seed, window, 10) == TRACES.steps[window][seed % 2]
 
 
 def test_a_longer_picture_follows_several() -> None:
     first, second = TRACES.steps[4]
-    assert followed(Replay(TRACES, 25), 1, 4, 25) == [*second, *first, 1, 3, 1]
+    assert followed(Replay(TRACES, 25, 4), 1, 4, 25) == [*second, *first, 1, 3, 1]
 
 
 def test_a_window_that_was_not_recorded_takes_the_next_shorter_one() -> None:
-    assert followed(Replay(TRACES, 10), 0, 3, 10) == TRACES.steps[2][0]
-    assert followed(Replay(TRACES, 10), 0, 90, 10) == TRACES.steps[4][0]
-    assert followed(Replay(TRACES, 10), 0, 1, 10) == followed(Replay(TRACES, 10), 0, 0, 10) == [1] * 10
+    expected = {0: [1] * 10, 1: [1] * 10, 3: TRACES.steps[2][0], 90: TRACES.steps[4][0]}
+    assert {window: followed(Replay(TRACES, 10, window), 0, window, 10) for window in expected} == expected
 
 
 def test_a_step_within_a_piece_takes_what_is_left_of_it() -> None:
     """Picture 0 at window 4 is 1 + 5 + 4 tokens, so its second piece is positions 1 to 5."""
     seeds, positions, rows = torch.tensor([0, 0, 0]), torch.tensor([1, 3, 3]), torch.tensor([5, 5, 2])
     # the last has one draft, which is less than any recorded window
-    assert Replay(TRACES, 10).num_final(seeds, positions, rows).tolist() == [5, 3, 1]
+    assert Replay(TRACES, 10, 4).num_final(seeds, positions, rows).tolist() == [5, 3, 1]
 
 
 def test_counts_that_cannot_be_are_refused() -> None:
