@@ -17,6 +17,7 @@ Raises no error for a wrong answer: a row says so, and the exit code is 1. `run.
 
 from __future__ import annotations
 
+import gc
 import sys
 import tempfile
 import time
@@ -80,6 +81,7 @@ def tiny_engine(folder: Path) -> Iterator[tuple[Any, Any]]:
     """The tests' engine over their random Llama on this device, and the same model in Transformers."""
     from engine_harness import Engine, Reference
     from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
 
     from sjd_vllm.plugin import register
     from tiny_models import make_tiny_llama
@@ -96,7 +98,14 @@ def tiny_engine(folder: Path) -> Iterator[tuple[Any, Any]]:
         kv_cache_memory_bytes=64 << 20,
         max_num_seqs=128,
     )
-    yield Engine(llm), Reference(model)
+    running = Engine(llm)
+    try:
+        yield running, Reference(model)
+    finally:
+        vars(running).clear()
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
 
 
 def _all_checks(run: Run, running: Any, reference: Any) -> Iterator[tuple[str, bool, float, float, float]]:

@@ -92,8 +92,8 @@ def test_steps(run: Run, pipeline: ImagePipeline, window: int) -> None:
     mean = float(figures["step_ms_mean"])  # type: ignore[arg-type]
     assert 0 < float(figures["device_forward_ms"]) < on_device  # type: ignore[arg-type]
     assert 0 < float(figures["outside_forward_share"]) < 1  # type: ignore[arg-type]
-    # the parts are all of the step but what this loop itself takes; one step more is in them than between two starts
-    assert on_device == pytest.approx(mean, rel=0.5)
+    # the parts are all of a step but what the loop around it takes, which is little unless others take the cores
+    assert 0.2 * mean < on_device < 2 * mean
     assert runner_name(llm).startswith(("V1 SJD", "V2 SJD"))
     scheduler = llm.engine_core.engine_core.scheduler
     assert not scheduler.requests
