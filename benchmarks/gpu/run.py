@@ -43,7 +43,10 @@ def main() -> int:
         print("the engine is not right on this device, so nothing is measured", file=sys.stderr)
         return 1
     codes = {part: _run_part(part, commands(part, args), args) for part in args.parts.split(",")}
-    subprocess.run([sys.executable, "-m", "benchmarks.gpu.targets", *_common(args)], cwd=ROOT, env=environment(site))
+    if not args.small:  # the targets are about the large shape
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.gpu.targets", *_common(args)], cwd=ROOT, env=environment(site)
+        )
     unfinished = [part for part, code in codes.items() if code == _UNFINISHED]
     failed = [part for part, code in codes.items() if code not in (0, _UNFINISHED)]
     if unfinished:
