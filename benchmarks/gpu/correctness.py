@@ -161,7 +161,8 @@ def greedy_gap(reference: Any, prompt: list[int], sjd: dict[str, Any] | None, to
 
     def logits(start: list[int]) -> torch.Tensor:
         sequence = torch.tensor([[*start, *tokens[:-1]]])
-        return reference.model(sequence).logits[0, len(start) - 1 :].double()
+        out: torch.Tensor = reference.model(sequence).logits[0, len(start) - 1 :].double()
+        return out
 
     mixed = logits(prompt)
     if sjd:

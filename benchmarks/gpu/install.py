@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ VLLM = "vllm==0.32.*"
 OURS = ("numba", "numpy", "pillow", "psutil", "pytest", "safetensors", "scipy", "tqdm", "transformers", "tokenizers")
 # PyTorch and what comes with it, and packages that a dense model on one GPU does not import.
 SKIPPED = ("torch", "torchvision", "torchaudio", "torchcodec", "triton", "xformers", "numba-cuda")
-SKIPPED_PREFIXES = ("nvidia-", "cuda-", "flashinfer", "tilelang", "quack-", "tokenspeed", "humming-", "nvtx")
-SKIPPED_PREFIXES += ("pynvvideocodec", "fastsafetensors", "instanttensor", "ray")
+SKIPPED_PREFIXES = (
+    *("nvidia-", "cuda-", "flashinfer", "tilelang", "quack-", "tokenspeed", "humming-", "nvtx", "ray"),
+    *("pynvvideocodec", "fastsafetensors", "instanttensor"),
+)
 _ROUNDS = 8
 _CHECK = """
 import json, sys
@@ -165,10 +168,9 @@ def _pip(site: Path, *arguments: str) -> None:
 
 def _requirement_class() -> Any:
     try:
-        from packaging.requirements import Requirement
+        return import_module("packaging.requirements").Requirement
     except ImportError:  # pip has a copy
-        from pip._vendor.packaging.requirements import Requirement
-    return Requirement
+        return import_module("pip._vendor.packaging.requirements").Requirement
 
 
 def normal_name(name: str) -> str:

@@ -108,13 +108,13 @@ def _in_fixed_noise_pool(runner: Any, replay: Replay) -> Iterator[None]:
         stepping[:] = [self]
         return engine_step(self, *args)
 
-    pool.step = step  # type: ignore[method-assign]
+    setattr(pool, "step", step)  # noqa: B010
     try:
         name = "sweep_cpu" if hasattr(fixed_noise_pool, "sweep_cpu") else "sweep"
         with _counted(fixed_noise_pool, name, replay, lambda: stepping[0].slots.seed):
             yield
     finally:
-        pool.step = engine_step  # type: ignore[method-assign]
+        setattr(pool, "step", engine_step)  # noqa: B010
 
 
 @contextmanager

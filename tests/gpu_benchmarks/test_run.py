@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.gpu import run, targets
 from benchmarks.gpu.common import RESULTS, Rows, Run, parser
+from benchmarks.gpu.install import environment
 from sjd_vllm.config import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def test_a_part_ends_at_its_limit_with_all_that_it_started(tmp_path: Path) -> No
     with (tmp_path / "log").open("w+") as log:
         began = time.monotonic()
         code = f"import sys; sys.stdout = sys.stderr; {code}"
-        assert run._run([sys.executable, "-c", code], run.environment(tmp_path), log, began + 3) == run._UNFINISHED
+        assert run._run([sys.executable, "-c", code], environment(tmp_path), log, began + 3) == run._UNFINISHED
         assert time.monotonic() - began < 30
         log.seek(0)
         child = int(log.read())
