@@ -42,7 +42,9 @@ def main() -> None:
     from sjd_vllm.images.pipeline import ImagePipeline
 
     window = SJDConfig().num_speculative_tokens
-    with ImagePipeline(num_speculative_tokens=window, max_batch_size=max(counts), **run.engine_args()) as pipeline:
+    with ImagePipeline(
+        num_speculative_tokens=window, max_batch_size=max(args.pictures), **run.engine_args()
+    ) as pipeline:
         pipeline.start()
         llm = pipeline._engine._llm  # type: ignore[union-attr]
         for count in counts:

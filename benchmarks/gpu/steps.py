@@ -53,7 +53,7 @@ def main() -> None:
     from sjd_vllm.images.pipeline import ImagePipeline
 
     with ImagePipeline(
-        num_speculative_tokens=args.window, max_batch_size=max(batches), **run.engine_args()
+        num_speculative_tokens=args.window, max_batch_size=max(args.batches), **run.engine_args()
     ) as pipeline:
         pipeline.start()
         llm_engine = pipeline._engine._llm  # type: ignore[union-attr]

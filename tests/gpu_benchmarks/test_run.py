@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import subprocess
 import sys
@@ -67,6 +68,15 @@ def test_a_part_ends_at_its_limit_with_all_that_it_started(tmp_path: Path) -> No
         log.seek(0)
         child = int(log.read())
     assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split(")")[1]
+
+
+def test_a_part_goes_on_after_one_of_its_processes_failed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    args = argparse.Namespace(minutes=5.0, work=tmp_path, small=True)
+    processes = [["no_such_module"], ["targets", "--small", "--output", str(tmp_path / "rows")]]
+    assert run._run_part("steps", processes, args) == 1
+    said = capfd.readouterr()
+    assert "failed: no_such_module" in said.err
+    assert said.out.count("not measured") == len(targets.TARGETS)
 
 
 def test_what_is_said_of_the_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
