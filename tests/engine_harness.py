@@ -66,11 +66,10 @@ def engine(model: Path, *, window: int = 16, sjd: dict[str, Any] | None = None, 
     llm = LLM(
         model=str(model),
         speculative_config={"method": "sjd", "num_speculative_tokens": window, **(sjd or {})},
-        enforce_eager=True,
         skip_tokenizer_init=True,
         dtype="float32",
         disable_log_stats=False,
-        **{"kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 64, **kwargs},
+        **{"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 64, **kwargs},
     )
     running = Engine(llm)
     try:
