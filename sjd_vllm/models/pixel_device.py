@@ -40,7 +40,7 @@ def encode_on(device: torch.device, vq: Any, pixels: Tensor) -> Tensor:
 @contextmanager
 def full_float32() -> Iterator[None]:
     """cuDNN convolutions without TF32, which PyTorch allows by default and which is 1e-3 off; nothing on a CPU."""
-    if not torch.backends.cudnn.is_available():
+    if not torch.backends.cudnn.is_available():  # type: ignore[no-untyped-call]
         yield
         return
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
