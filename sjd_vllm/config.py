@@ -9,16 +9,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 GUMBEL = "gumbel"
 REDRAFT_NAMES = (GUMBEL, "coupled", "resample", "reuse", "reuse_biased")
+AUTO = "auto"  # as pixel_device
 FIRST_GUESS_NAMES = ("uniform", "repeat_left", "repeat_above", "left_probs", "above_probs")
 # vLLM's own rejection sampler, which a GPU runs while it profiles memory, asserts at most 128 drafts.
 MAX_WINDOW = 128
 MAX_GUIDANCE_SCALE = 100.0
+_PIXEL_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
 class ConfigError(ValueError):
@@ -101,6 +104,9 @@ class SJDConfig:
     # on a CPU, threads that a large step may take where they make it faster; 0: no more than OMP_NUM_THREADS says
     max_cpu_threads: int = 0
     reuse_threshold: float = 0.8  # of `reuse` and `reuse_biased`: keep a draft x when p(x)/q(x) exceeds this; > 0
+    # where the front door computes pixels, and LlamaGen's captions: "cpu", "cuda", "cuda:1", ...; "auto" is the GPU
+    # where vLLM uses one and it has the memory beside the engine, else the CPU
+    pixel_device: str = AUTO
 
     def __post_init__(self) -> None:
         check_window("num_speculative_tokens", self.num_speculative_tokens)
@@ -115,6 +121,9 @@ class SJDConfig:
         threshold = self.reuse_threshold
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 < threshold < math.inf:
             raise ConfigError("reuse_threshold", f"reuse_threshold must be a number above 0; got {threshold!r}.")
+        device = self.pixel_device
+        if not isinstance(device, str) or not _PIXEL_DEVICE.fullmatch(device):
+            raise ConfigError("pixel_device", f"pixel_device must be auto, cpu, cuda or cuda:NUMBER; got {device!r}.")
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> SJDConfig:

@@ -117,11 +117,10 @@ def _start(model: Path, window: int, sjd: dict[str, Any] | None, kwargs: dict[st
     return LLM(
         model=str(model),
         speculative_config={"method": "sjd", "num_speculative_tokens": window, **(sjd or {})},
-        enforce_eager=True,
         skip_tokenizer_init=True,
         dtype="float32",
         disable_log_stats=False,
-        **{"kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 64, **kwargs},
+        **{"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 64, **kwargs},
     )
 
 

@@ -73,6 +73,34 @@ def recorded_windows(running: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterat
         yield seen
 
 
+@contextmanager
+def recorded_inputs(running: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+    """A list that grows by the tensors that what vLLM compiles is given in every step."""
+    given: list[Tensor] = []
+    inner = running.runner.model.model
+    forward = inner.forward
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        given.extend(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        return forward(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inner, "forward", recorded)
+        yield given
+
+
+def check_inputs_lie_still(running: Engine, given: Sequence[Tensor]) -> None:
+    """All are the runner's own buffers: a CUDA graph reads its inputs where they lay when it was captured."""
+    runner = running.runner
+    buffers = [runner.input_ids.gpu, runner.positions, runner.inputs_embeds.gpu]
+    if runner.uses_mrope:
+        buffers.append(runner.mrope_positions.gpu)
+    addresses = {buffer.data_ptr() for buffer in buffers}
+    assert len(given) >= 2
+    for tensor in given:
+        assert tensor.data_ptr() in addresses, f"{list(tensor.shape)} {tensor.dtype} was made for this step"
+
+
 def check_window_logits(
     running: Engine,
     reference: FullLogits,
@@ -85,14 +113,17 @@ def check_window_logits(
 ) -> None:
     """Logits after the prompt and after every draft of every window, for both halves, are the reference's.
 
+    What vLLM compiles of the model is given buffers that lie still.
+
     Args:
         columns: token ids to compare; by default those that the grammar allows anywhere.
     """
     ids = torch.as_tensor(family.grammar(size).token_ids if columns is None else columns)
-    with recorded_windows(running, monkeypatch) as seen:
+    with recorded_windows(running, monkeypatch) as seen, recorded_inputs(running, monkeypatch) as given:
         running.generate(
             [engine_prompt(family, size, prompt)], [picture_params(family, size, prompt, temperature=1, seed=3)]
         )
+    check_inputs_lie_still(running, given)
     assert seen[0][1] == 0, "the first row is the prompt's own"
     assert max(num_drafts for _, num_drafts, _ in seen) >= 4
     for tokens, num_drafts, logits in seen:

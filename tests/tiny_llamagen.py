@@ -2,20 +2,21 @@
 under test.
 
 The layouts: the release's files, with the tensors under "model", "module" or nothing, and config.json with
-model.safetensors as huggingface_hub's mixin writes a `ModelArgs`.
+model.safetensors as huggingface_hub's mixin, by which the authors upload (gpt_hf.py), writes a `ModelArgs`.
 """
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from huggingface_hub import PyTorchModelHubMixin
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 NUM_CODES = 48
@@ -30,6 +31,46 @@ CAPTION_DIM = 24
 WORDS = ("a", "red", "blue", "house", "lake", "at", "night")
 
 Tensors = dict[str, Tensor]
+
+
+@dataclass
+class ModelArgs:
+    """The authors' (autoregressive/models/gpt.py)."""
+
+    dim: int = 4096
+    n_layer: int = 32
+    n_head: int = 32
+    n_kv_head: int | None = None
+    multiple_of: int = 256
+    ffn_dim_multiplier: float | None = None
+    rope_base: float = 10000
+    norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    token_dropout_p: float = 0.1
+    attn_dropout_p: float = 0.0
+    resid_dropout_p: float = 0.1
+    ffn_dropout_p: float = 0.1
+    drop_path_rate: float = 0.0
+    num_classes: int = 1000
+    caption_dim: int = 2048
+    class_dropout_prob: float = 0.1
+    model_type: str = "c2i"
+    vocab_size: int = 16384
+    cls_token_num: int = 1
+    block_size: int = 256
+    max_batch_size: int = 32
+    max_seq_len: int = 2048
+
+
+class Uploaded(nn.Module, PyTorchModelHubMixin):
+    """A model as the mixin sees the authors': made of a `ModelArgs` called config, with some tensors."""
+
+    def __init__(self, config: ModelArgs, tensors: Tensors) -> None:
+        super().__init__()
+        self.tensors = tensors
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Tensors:  # type: ignore[override]
+        return dict(self.tensors)
 
 
 def make_tiny_llamagen(
@@ -54,18 +95,17 @@ def make_tiny_llamagen(
     path.mkdir(parents=True)
     tensors = transformer_tensors(kind, num_classes=num_classes, dim=dim)
     if as_mixin:
-        save_file(tensors, path / "model.safetensors")
-        fields = {
-            "model_type": kind,
-            "dim": dim,
-            "n_layer": NUM_LAYERS,
-            "n_head": num_heads,
-            "vocab_size": NUM_CODES,
-            "block_size": GRID * GRID,
-            "num_classes": num_classes,
-            "cls_token_num": CAPTION_ROWS if kind == "t2i" else 1,
-        }
-        (path / "config.json").write_text(json.dumps(fields))
+        config = ModelArgs(
+            model_type=kind,
+            dim=dim,
+            n_layer=NUM_LAYERS,
+            n_head=num_heads,
+            vocab_size=NUM_CODES,
+            block_size=GRID * GRID,
+            num_classes=num_classes,
+            cls_token_num=CAPTION_ROWS if kind == "t2i" else 1,
+        )
+        Uploaded(config, tensors).save_pretrained(path)
     else:
         name = "c2i_B_96.pt" if kind == "c2i" else "t2i_XL_stage1_96.pt"
         # as training leaves it: other things beside the tensors

@@ -34,6 +34,8 @@ def process_target(
         Without it the bound is read from the tensor, which waits for the device; with it nothing does.
 
     Each of temperature, top_k and top_p may be None: off for all rows, and then it costs nothing.
+
+    A slot that holds a NaN in a legal column is NaN all over, whatever the settings: no token can be drawn from it.
     """
     if (uncond_logits is None) != (guidance_scale is None):
         raise ValueError("uncond_logits and guidance_scale belong together: give both or neither")
@@ -53,8 +55,9 @@ def process_target(
 
     probs = scaled.softmax(-1)
     if is_greedy is not None:
-        best = mixed.argmax(-1, keepdim=True)  # the first of equals
-        probs = probs.masked_fill_(is_greedy, 0)
+        best = mixed.argmax(-1, keepdim=True)  # the first of equals, or of NaN
+        elsewhere = torch.zeros_like(best, dtype=probs.dtype).masked_fill_(mixed.gather(-1, best).isnan(), torch.nan)
+        probs = torch.where(is_greedy, elsewhere, probs)
         probs.scatter_add_(-1, best, is_greedy.to(probs.dtype).expand_as(best))
     if legal is not None:
         probs = probs.masked_fill_(~legal.any(-1, keepdim=True), 0)
@@ -118,11 +121,12 @@ def keep_top(logits: Tensor, top_k: Tensor | int | None, top_p: Tensor | None, m
 
 
 def _keep_highest(logits: Tensor, highest: Tensor, threshold: Tensor, counts: Tensor | int) -> Tensor:
-    """Exactly `counts` ([R, S, 1]) highest columns of logits [R, S, V] stay; the lowest columns among equals.
+    """Exactly `counts` ([R, S, 1]) highest columns of logits [R, S, V] stay, and NaN; the lowest columns among equals.
 
     highest [R, S, K]: the K >= counts highest logits in any order. threshold [R, S, 1]: the lowest that stays.
     """
     num_tied_kept = counts - (highest > threshold).sum(-1, keepdim=True)
     is_tied = logits == threshold
     is_kept_tie = is_tied & (is_tied.cumsum(-1, dtype=torch.int32) <= num_tied_kept)
-    return logits.masked_fill(~((logits > threshold) | is_kept_tie), -torch.inf)
+    # not the opposite of (logits > threshold) | is_kept_tie: comparisons with NaN are false
+    return logits.masked_fill((logits < threshold) | (is_tied & ~is_kept_tie), -torch.inf)

@@ -64,6 +64,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "num_speculative_tokens": args.num_speculative_tokens,
         "redraft": args.redraft,
         "first_guess": args.first_guess,
+        "pixel_device": args.pixel_device,
         "max_batch_size": args.max_batch_size,
         "max_pending_pictures": limits.max_pending_pictures,
         "request_timeout": limits.request_timeout,

@@ -15,6 +15,7 @@ from sjd_vllm.images.serve_command import ServerSettings
 
 EXECUTORS = ("mp", "ray")
 _MAX_REPLICAS = 10_000
+_ENGINE_SETTINGS = ("num_speculative_tokens", "redraft", "first_guess", "pixel_device")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class DeploySettings:
     num_speculative_tokens: int | None = None
     redraft: str | None = None
     first_guess: str | None = None
+    pixel_device: str | None = None  # where a replica computes pixels
     max_batch_size: int = 16  # pictures decoded at once by a replica
     max_pending_pictures: int = 256  # of a replica, accepted and not answered
     request_timeout: float = 600  # seconds
@@ -51,7 +53,7 @@ class DeploySettings:
 
     def __post_init__(self) -> None:
         self.server()
-        given = {name: getattr(self, name) for name in ("num_speculative_tokens", "redraft", "first_guess")}
+        given = {name: getattr(self, name) for name in _ENGINE_SETTINGS}
         SJDConfig.from_mapping({name: value for name, value in given.items() if value is not None})
         check_choice("executor", self.executor, EXECUTORS)
         check_int("tensor_parallel_size", self.tensor_parallel_size, 1, 1024)
@@ -105,6 +107,7 @@ class DeploySettings:
             num_speculative_tokens=self.num_speculative_tokens,
             redraft=self.redraft,
             first_guess=self.first_guess,
+            pixel_device=self.pixel_device,
             max_batch_size=self.max_batch_size,
             limits=ServerLimits(self.max_pending_pictures, self.request_timeout, self.client_timeout),
         )

@@ -135,6 +135,7 @@ def _pipeline(args: argparse.Namespace, methods: Sequence[Method], engine_args: 
         num_speculative_tokens=max(method.window for method in methods),
         redraft=GUMBEL,
         reuse_threshold=args.reuse_threshold,
+        pixel_device=args.pixel_device,
         max_batch_size=args.batch_size,
         **engine_args,
     )

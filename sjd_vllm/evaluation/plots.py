@@ -76,8 +76,8 @@ def tokens_over_forwards(traces: Mapping[str, Sequence[Sequence[int]]], num_toke
     with pyplot.rc_context(_STYLE):
         figure, axes = pyplot.subplots(figsize=(_WIDTH, 4.4), layout="constrained")
         for name, pictures in traces.items():
-            for index, tokens_by_step in enumerate(pictures):
-                done = np.concatenate([[0], np.cumsum(tokens_by_step)])
+            for index, tokens_per_step in enumerate(pictures):
+                done = np.concatenate([[0], np.cumsum(tokens_per_step)])
                 axes.plot(
                     done,
                     color=COLOURS[name],

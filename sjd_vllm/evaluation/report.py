@@ -250,7 +250,7 @@ def _traces(material: _Material) -> Section:
     from sjd_vllm.evaluation import plots
 
     traces = {
-        method.name: [record.tokens_by_step for record in material.records[method.label][:_NUM_TRACES]]
+        method.name: [record.tokens_per_step for record in material.records[method.label][:_NUM_TRACES]]
         for method in material.methods
     }
     num_tokens = material.grammar.num_tokens

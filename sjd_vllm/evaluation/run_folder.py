@@ -34,7 +34,7 @@ class Record:
         image_index: which of the prompt's pictures, from 0.
         seed: its own.
         token_ids: the tokens that the model wrote.
-        tokens_by_step: tokens that each forward gave.
+        tokens_per_step: tokens that each forward gave.
         seconds: from entering the engine to the last token.
         path: of the PNG, relative to the folder.
     """
@@ -44,14 +44,14 @@ class Record:
     image_index: int
     seed: int
     token_ids: list[int]
-    tokens_by_step: list[int]
+    tokens_per_step: list[int]
     seconds: float
     path: str
 
     @property
     def num_steps(self) -> int:
         """Forwards that gave tokens."""
-        return len(self.tokens_by_step)
+        return len(self.tokens_per_step)
 
     @property
     def key(self) -> tuple[int, int]:

@@ -121,7 +121,7 @@ def _kept(run: RunFolder, job: _Job, picture: Picture) -> Record:
         image_index=job.image_index,
         seed=picture.request.seed,
         token_ids=picture.token_ids,
-        tokens_by_step=picture.tokens_by_step,
+        tokens_per_step=picture.tokens_per_step,
         seconds=picture.seconds,
         path=str(path.relative_to(run.path)),
     )

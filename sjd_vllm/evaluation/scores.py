@@ -87,8 +87,10 @@ def fid_score(run: RunFolder, label: str, reference: Path, feature: int | nn.Mod
 def score_results(
     run: RunFolder, names: Sequence[str], *, clip_model: str | None, fid_reference: Path | None
 ) -> dict[str, Any]:
-    """The scores asked for, by method; also written to the run folder. Raises ConfigError, which says what is "
-    "missing."""
+    """The scores asked for, by method; also written to the run folder.
+
+    Raises ConfigError, which says what is missing.
+    """
     results: dict[str, Any] = run.read(RESULTS) or {}
     for name in names:
         for method in run.methods:

@@ -45,7 +45,7 @@ def speed_results(run: RunFolder) -> dict[str, Any]:
 
 def step_of_code(grammar: ImageGrammar, record: Record) -> list[list[int]]:
     """Which forward gave each code, counted from 0; rows by columns."""
-    step_of_token = [step for step, count in enumerate(record.tokens_by_step) for _ in range(count)]
+    step_of_token = [step for step, count in enumerate(record.tokens_per_step) for _ in range(count)]
     rows, columns = grammar.grid
     positions = grammar.code_positions.tolist()
     return [[step_of_token[positions[row * columns + column]] for column in range(columns)] for row in range(rows)]
@@ -61,7 +61,7 @@ def acceptance_map(grammar: ImageGrammar, records: Sequence[Record]) -> list[lis
     totals = [[0.0] * columns for _ in range(rows)]
     for record in records:
         is_draft: list[bool] = []
-        for count in record.tokens_by_step:
+        for count in record.tokens_per_step:
             is_draft += [True] * (count - 1) + [False]
         for index, position in enumerate(grammar.code_positions.tolist()):
             totals[index // columns][index % columns] += is_draft[position]

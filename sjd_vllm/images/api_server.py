@@ -21,6 +21,7 @@ from sjd_vllm.images.api_options import ImageOptions
 from sjd_vllm.images.api_protocol import MAX_BODY_BYTES, ApiError, ImagesRequest, json_schema
 from sjd_vllm.images.api_service import ImagesService
 from sjd_vllm.images.api_stream import PictureEvents, PictureStream
+from sjd_vllm.images.pixel_device import place_pixels
 from sjd_vllm.images.playground import PAGE_ROUTE, playground_page
 from sjd_vllm.models.registry import load_family
 
@@ -87,6 +88,7 @@ class ImagesEndpoint:
         names = args.served_model_name or [args.model]
         limits = ServerLimits.from_mapping(vllm_config.additional_config.get(LIMITS_KEY) or {})
         config = SJDConfig.from_mapping(engine_settings)
+        await asyncio.to_thread(place_pixels, family, config.pixel_device)
         state.sjd_images = ImagesService(engine_client, family, config, names, limits)
         await state.sjd_images.load_tokenizer()
 

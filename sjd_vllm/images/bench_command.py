@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
             num_speculative_tokens=args.num_speculative_tokens,
             redraft=args.redraft,
             first_guess=args.first_guess,
+            pixel_device=args.pixel_device,
             max_batch_size=max(concurrencies),
         )
         settings = _settings(pipeline, requests)

@@ -51,9 +51,19 @@ def add_model_flag(parser: Parser) -> None:
     )
 
 
+def add_pixel_device_flag(parser: Parser) -> None:
+    """--pixel-device."""
+    parser.add_argument(
+        "--pixel-device",
+        metavar="NAME",
+        help="where pixels are computed: auto, cpu, cuda, cuda:1, ... (auto: vLLM's GPU if it has room, else the CPU)",
+    )
+
+
 def add_engine_flags(parser: Parser) -> None:
     """The flags that are about the run and not about a picture."""
     add_model_flag(parser)
+    add_pixel_device_flag(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, and nothing else")
     parser.add_argument("-v", "--verbose", action="store_true", help="show vLLM's own log, and tracebacks of errors")
 

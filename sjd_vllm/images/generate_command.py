@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
             num_speculative_tokens=args.num_speculative_tokens,
             redraft=args.redraft,
             first_guess=args.first_guess,
+            pixel_device=args.pixel_device,
             max_batch_size=min(args.batch_size, sum(request.n for request in requests)),
         )
         planned = pipeline.plan(requests)

@@ -22,20 +22,20 @@ class Picture:
         request: what was asked for.
         image: the pixels.
         token_ids: the picture's tokens, given and forced ones included.
-        tokens_by_step: tokens that each forward of the model gave, the prompt's included; plain decoding gets one each.
+        tokens_per_step: tokens that each forward gave, the prompt's included; plain decoding gets one each.
         seconds: from entering the engine to the last token.
     """
 
     request: PictureRequest
     image: Image.Image
     token_ids: list[int]
-    tokens_by_step: list[int]
+    tokens_per_step: list[int]
     seconds: float
 
     @property
     def num_steps(self) -> int:
         """Forwards of the model that gave tokens."""
-        return len(self.tokens_by_step)
+        return len(self.tokens_per_step)
 
     @property
     def step_compression(self) -> float:

@@ -15,6 +15,7 @@ from sjd_vllm.images.engine import DecodedPicture, PictureEngine
 from sjd_vllm.images.environment import prepare_environment
 from sjd_vllm.images.picture import GenerationResult, Picture
 from sjd_vllm.images.pixel_decoder import DecodedPixels, PixelDecoder
+from sjd_vllm.images.pixel_device import place_pixels
 from sjd_vllm.images.request import ImageRequest, PictureRequest
 from sjd_vllm.models.family import ImageFamily
 from sjd_vllm.models.registry import load_family
@@ -32,6 +33,7 @@ class ImagePipeline:
         redraft: how drafts are refreshed, one of `sjd_vllm.config.REDRAFT_NAMES`.
         first_guess: how new drafts are made, one of `sjd_vllm.config.FIRST_GUESS_NAMES`.
         reuse_threshold: of the redrafts `reuse` and `reuse_biased`.
+        pixel_device: where pixels are computed, as in `sjd_vllm.config.SJDConfig`; the CPU until the engine is started.
         max_batch_size: pictures decoded at once.
         engine_args: anything else that `vllm.EngineArgs` takes, for example dtype or tensor_parallel_size.
 
@@ -49,6 +51,7 @@ class ImagePipeline:
         redraft: str | None = None,
         first_guess: str | None = None,
         reuse_threshold: float | None = None,
+        pixel_device: str | None = None,
         max_batch_size: int = 8,
         **engine_args: Any,
     ) -> None:
@@ -58,6 +61,7 @@ class ImagePipeline:
             "redraft": redraft,
             "first_guess": first_guess,
             "reuse_threshold": reuse_threshold,
+            "pixel_device": pixel_device,
         }
         self.config = SJDConfig.from_mapping({name: value for name, value in given.items() if value is not None})
         self.model = _checkpoint(model)
@@ -69,11 +73,12 @@ class ImagePipeline:
         self._pixel_decoder = PixelDecoder(self.family)
 
     def start(self) -> None:
-        """Start the engine unless it runs already; takes some seconds."""
+        """Start the engine unless it runs already; takes some seconds. Raises ConfigError for a bad `pixel_device`."""
         if self._engine is None:
             self._engine = PictureEngine(
                 self.family, self.config, self.max_batch_size, self.max_model_len, self._engine_args
             )
+            place_pixels(self.family, self.config.pixel_device)
 
     def close(self) -> None:
         """Stop the engine; the next `generate` would start it again."""
@@ -178,7 +183,7 @@ class ImagePipeline:
         seconds = time.perf_counter() - started
         images = [Image.fromarray(pixels[index].result().pixels) for index in range(len(requests))]
         pictures = [
-            Picture(request, image, done.token_ids, done.tokens_by_step, done.seconds)
+            Picture(request, image, done.token_ids, done.tokens_per_step, done.seconds)
             for request, image, done in zip(requests, images, decoded, strict=True)
         ]
         return GenerationResult(pictures, seconds)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sjd_vllm.config import FIRST_GUESS_NAMES, MAX_WINDOW, REDRAFT_NAMES, SJDConfig, check_int
 from sjd_vllm.images.api_limits import LIMITS_KEY, ServerLimits
 from sjd_vllm.images.environment import prepare_server_environment
-from sjd_vllm.images.flags import Parser, add_model_flag
+from sjd_vllm.images.flags import Parser, add_model_flag, add_pixel_device_flag
 
 _PLUGIN = "sjd_vllm"
 _DEFAULTS = SJDConfig()
@@ -38,6 +38,7 @@ def add_flags(parser: Parser) -> None:
         metavar="NAME",
         help=f"how new drafts are made: {', '.join(FIRST_GUESS_NAMES)} ({_DEFAULTS.first_guess})",
     )
+    add_pixel_device_flag(parser)
     parser.add_argument("--max-batch-size", type=int, default=16, metavar="N", help="pictures decoded at once (16)")
     for field in dataclasses.fields(ServerLimits):
         parser.add_argument(
@@ -62,6 +63,7 @@ class ServerSettings:
     num_speculative_tokens: int | None = None  # draft tokens in the window; None is the default of SJDConfig
     redraft: str | None = None
     first_guess: str | None = None
+    pixel_device: str | None = None
     max_batch_size: int = 16  # pictures decoded at once
     limits: ServerLimits = dataclasses.field(default_factory=ServerLimits)
 
@@ -76,6 +78,7 @@ class ServerSettings:
         prepare_server_environment()
         from sjd_vllm.images.engine import engine_settings
         from sjd_vllm.images.pipeline import ImagePipeline
+        from sjd_vllm.models.checkpoint_files import load_format
 
         # Checks the model and the settings; its engine is never started.
         pipeline = ImagePipeline(
@@ -83,13 +86,14 @@ class ServerSettings:
             num_speculative_tokens=self.num_speculative_tokens,
             redraft=self.redraft,
             first_guess=self.first_guess,
+            pixel_device=self.pixel_device,
             max_batch_size=self.max_batch_size,
         )
         settings = {
             **engine_settings(pipeline.family, pipeline.config, self.max_batch_size, pipeline.max_model_len),
             "additional_config": {LIMITS_KEY: dataclasses.asdict(self.limits)},
             "shutdown_timeout": _SHUTDOWN_SECONDS,
-            "load_format": "safetensors",  # vLLM would take pickled weights as well
+            "load_format": load_format(pipeline.model),
             **pipeline.family.engine_args,
             "served_model_name": "demo" if self.model is None else pipeline.model.resolve().name,
         }
@@ -106,6 +110,7 @@ def server_settings(args: argparse.Namespace) -> ServerSettings:
         num_speculative_tokens=args.num_speculative_tokens,
         redraft=args.redraft,
         first_guess=args.first_guess,
+        pixel_device=args.pixel_device,
         max_batch_size=args.max_batch_size,
         limits=limits,
     )

@@ -11,5 +11,8 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def load_format(path: Path) -> str:
-    """EngineArgs.load_format for those files; vLLM reads PyTorch's as weights alone, too."""
+    """EngineArgs.load_format for those files: safetensors and nothing else, where there are any.
+
+    vLLM's "hf" reads *.bin by PyTorch's unpickler for weights alone, which runs no code of theirs.
+    """
     return "safetensors" if any(path.glob("*.safetensors")) else "hf"

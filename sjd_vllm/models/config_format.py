@@ -22,7 +22,7 @@ def register_config_format(name: str, served_config: Callable[[Path, dict[str, A
         get_config_parser(name)
     except ValueError:
 
-        class FamilyConfigParser(ConfigParserBase):
+        class FamilyConfigParser(ConfigParserBase):  # type: ignore[misc]
             def parse(self, model: str | Path, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
                 file = Path(model) / "config.json"  # original releases may have none
                 config = json.loads(file.read_text()) if file.is_file() else {}

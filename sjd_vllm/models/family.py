@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sjd_vllm.models.grammar import ImageGrammar
@@ -87,6 +88,8 @@ class ImageFamily(ABC):
         can_encode: whether `encode_pixels` works, so that a picture can start from the rows of a given one.
         engine_args: fields of vLLM's EngineArgs that this checkpoint needs, where the user has left them alone.
         embedded_token_id: the id in a prompt for which `prompt_embeds` brings a vector; None if there is none.
+        pixel_device: where pixels are decoded and encoded and `prompt_embeds` is computed. Front doors choose it; one
+            that changes it waits until nothing of that is under way.
     """
 
     path: Path
@@ -98,6 +101,7 @@ class ImageFamily(ABC):
     can_encode: bool = False
     engine_args: Mapping[str, Any] = {}
     embedded_token_id: int | None = None
+    pixel_device: torch.device = torch.device("cpu")
 
     @abstractmethod
     def grammar(self, size: ImageSize) -> ImageGrammar:

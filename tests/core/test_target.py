@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,31 @@ def test_a_slot_without_legal_columns_has_no_mass() -> None:
         probs = process_target(torch.zeros(1, 2, 3), legal=legal, **processing)
         assert probs[0, 1].tolist() == [0.0, 0.0, 0.0]
         assert probs[0, 0].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "processing",
+    [
+        {},
+        {"temperature": torch.tensor([0.0, 0.5])},
+        {"top_k": 2},
+        {"top_k": torch.tensor([2, 3])},
+        {"top_k": torch.tensor([2, 0]), "max_top_k": 2},
+        {"top_p": torch.tensor([0.5, 0.9])},
+        {"temperature": torch.tensor([2.0, 0.0]), "top_k": torch.tensor([1, 2]), "top_p": torch.tensor([0.9, 1.0])},
+    ],
+)
+def test_nan_in_a_legal_column_shows_and_stays_in_its_slot(processing: dict[str, Any]) -> None:
+    logits = torch.randn(2, 3, NUM_COLUMNS, generator=torch.Generator().manual_seed(0))
+    legal = torch.ones(2, 3, NUM_COLUMNS, dtype=torch.bool)
+    legal[:, :, 4] = False
+    sound = process_target(logits, legal=legal, **processing)
+    poisoned = logits.clone()
+    poisoned[:, 1, 2] = torch.nan
+    poisoned[:, 2, 4] = torch.nan  # not legal, so nobody asks
+    probs = process_target(poisoned, legal=legal, **processing)
+    assert probs[:, 1].isnan().all()
+    assert torch.equal(probs[:, ::2], sound[:, ::2])
 
 
 def test_validate_legal_names_the_slot() -> None:

@@ -28,7 +28,7 @@ def test_every_method_has_every_picture_once(records: list[dict[str, Any]], fini
     assert len({(r["method"], r["prompt_index"], r["image_index"]) for r in records}) == len(records)
     for record in records:
         assert record["seed"] == record["prompt_index"] * NUM_EACH + record["image_index"]
-        assert len(record["token_ids"]) == sum(record["tokens_by_step"]) == NUM_TOKENS
+        assert len(record["token_ids"]) == sum(record["tokens_per_step"]) == NUM_TOKENS
         with Image.open(finished / record["path"]) as picture:
             assert picture.size == (36, 36)
             assert picture.text["method"] == record["method"]  # type: ignore[attr-defined]

@@ -61,7 +61,7 @@ def test_a_png_tells_how_it_was_made(painter: Path, tmp_path: Path) -> None:
     assert family is not None
     prompt = "ein rotes Häuschen 赤い家"
     (request,) = ImageRequest(prompt, seed=7, top_k=5).pictures(family, 128)
-    picture = Picture(request, Image.new("RGB", (36, 36)), [1] * 43, tokens_by_step=[2] * 19 + [5], seconds=0.5)
+    picture = Picture(request, Image.new("RGB", (36, 36)), [1] * 43, tokens_per_step=[2] * 19 + [5], seconds=0.5)
     picture.save(tmp_path / "house.png", model="painter", method="sjd")
     with Image.open(tmp_path / "house.png") as saved:
         text = saved.text  # type: ignore[attr-defined]
@@ -79,5 +79,5 @@ def test_step_compression_is_tokens_per_forward(painter: Path) -> None:
     family = load_family(painter)
     assert family is not None
     (request,) = ImageRequest("a house").pictures(family, 128)
-    picture = Picture(request, Image.new("RGB", (36, 36)), [1] * 43, tokens_by_step=[4] * 10 + [3], seconds=0.5)
+    picture = Picture(request, Image.new("RGB", (36, 36)), [1] * 43, tokens_per_step=[4] * 10 + [3], seconds=0.5)
     assert picture.counts() == {"num_tokens": 43, "num_steps": 11, "step_compression": 43 / 11, "seconds": 0.5}

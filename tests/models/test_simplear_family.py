@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from tiny_simplear import LEVELS, VOCABULARY, make_decoder, make_tiny_simplear
 from transformers import Qwen2ForCausalLM
 
+from sjd_vllm.config import ConfigError
+from sjd_vllm.images.request import ImageRequest
 from sjd_vllm.models.family import ImageFamily
 from sjd_vllm.models.registry import load_family
 from sjd_vllm.models.simplear.vq import CosmosDecoder, CosmosShape
@@ -219,3 +221,10 @@ def test_a_qwen2_with_the_special_tokens_is_one(checkpoint: Path, tmp_path: Path
     for file in plain.glob("*token*"):
         file.unlink()
     assert load_family(plain) is None
+
+
+def test_a_picture_to_start_from_is_refused(family: ImageFamily) -> None:
+    """There is no encoder; the refusal comes before the file is looked at."""
+    with pytest.raises(ConfigError, match="models of the family simplear cannot start from a picture") as raised:
+        ImageRequest(PROMPT, init_image=b"any", keep_rows=1).pictures(family, 512)
+    assert raised.value.param == "init_image"

@@ -28,6 +28,7 @@ from sjd_vllm.models.checkpoint_files import weight_files
 from sjd_vllm.models.config_format import register_config_format
 from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
+from sjd_vllm.models.pixel_device import decode_on, encode_on
 from sjd_vllm.models.tensors import tensor_shapes
 
 if TYPE_CHECKING:
@@ -109,14 +110,15 @@ class ChameleonFamily(ImageFamily):
 
     def decode_pixels(self, token_ids: list[list[int]], size: ImageSize) -> Pixels:
         grammar = self.grammar(size)
-        pixels = self._vq.decode(torch.stack([grammar.codes(ids) for ids in token_ids]))
+        codes = torch.stack([grammar.codes(ids) for ids in token_ids])
+        pixels = decode_on(self.pixel_device, self._vq, codes)
         # the authors clip and cut the fraction off (chameleon/inference/image_tokenizer.py, _pil_from_chw_tensor)
         array: Pixels = ((pixels.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
         return array
 
     def encode_pixels(self, pixels: Pixels, size: ImageSize) -> Tensor:
         scaled = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255 * 2 - 1
-        return self._vq.encode(scaled)[0]
+        return encode_on(self.pixel_device, self._vq, scaled)[0]
 
     def problems(self) -> list[str]:
         from sjd_vllm.models.chameleon.vq import vq_problems

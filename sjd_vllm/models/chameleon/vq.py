@@ -302,7 +302,9 @@ class ChameleonVQ(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes long [B, rows, columns], any number of rows -> pixels [B, 3, height, width], about [-1, 1]."""
         pixels = codes.shape[1] * codes.shape[2] * self.shape.pixels_per_code**2
-        return torch.cat([self._decode(few) for few in torch.split(codes, max(1, _PIXELS_AT_ONCE // max(1, pixels)))])
+        return torch.cat(
+            [self._decode(few).cpu() for few in torch.split(codes, max(1, _PIXELS_AT_ONCE // max(1, pixels)))]
+        )
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

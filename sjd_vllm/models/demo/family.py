@@ -13,6 +13,7 @@ from sjd_vllm.models.demo.prompts import DemoPrompts
 from sjd_vllm.models.demo.vq import DemoVQ
 from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
+from sjd_vllm.models.pixel_device import decode_on, encode_on
 
 
 class DemoFamily(ImageFamily):
@@ -63,14 +64,14 @@ class DemoFamily(ImageFamily):
     @torch.inference_mode()
     def decode_pixels(self, token_ids: list[list[int]], size: ImageSize) -> Pixels:
         codes = torch.stack([self._grammars[size].codes(ids) for ids in token_ids])
-        pixels = self._vq.decode(codes)
+        pixels = decode_on(self.pixel_device, self._vq, codes)
         array: Pixels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         return array
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: Pixels, size: ImageSize) -> Tensor:
         scaled = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-        return self._vq.encode(scaled)[0]
+        return encode_on(self.pixel_device, self._vq, scaled)[0]
 
 
 ARCHITECTURES: dict[str, str] = {}  # vLLM's own Llama

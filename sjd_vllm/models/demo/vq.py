@@ -48,10 +48,11 @@ class ResidualBlock(nn.Module):
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.second.weight)
+        assert self.second.bias is not None
         nn.init.zeros_(self.second.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.silu(self.first(F.silu(x))))
+        return x + self.second(F.silu(self.first(F.silu(x))))  # type: ignore[no-any-return]
 
 
 class Encoder(nn.Sequential):
@@ -91,6 +92,8 @@ class Decoder(nn.Sequential):
 
 class DemoVQ(nn.Module):
     """Encoder, codebook and decoder."""
+
+    codebook: Tensor
 
     def __init__(self, config: DemoVQConfig | None = None) -> None:
         super().__init__()
@@ -138,7 +141,7 @@ class DemoVQ(nn.Module):
         Returns:
             float [B, 3, 6 h, 6 w] in [-1, 1].
         """
-        return self.decoder(self.vectors(codes)).clamp(-1, 1)
+        return self.decoder(self.vectors(codes)).clamp(-1, 1)  # type: ignore[no-any-return]
 
     def nearest(self, latents: Tensor) -> Tensor:
         """Index of the nearest codebook entry: latents [B, C, h, w] to int64 [B, h, w]."""

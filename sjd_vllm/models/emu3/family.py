@@ -36,6 +36,7 @@ from sjd_vllm.models.emu3.names import published_text
 from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
 from sjd_vllm.models.llama_weights import llama_shapes
+from sjd_vllm.models.pixel_device import decode_on, encode_on
 from sjd_vllm.models.tensors import differences, tensor_shapes
 
 if TYPE_CHECKING:
@@ -133,14 +134,15 @@ class Emu3Family(ImageFamily):
 
     def decode_pixels(self, token_ids: list[list[int]], size: ImageSize) -> Pixels:
         grammar = self.grammar(size)
-        pixels = self._vq.decode(torch.stack([grammar.codes(ids) for ids in token_ids]))
+        codes = torch.stack([grammar.codes(ids) for ids in token_ids])
+        pixels = decode_on(self.pixel_device, self._vq, codes)
         # image_processing_emu3visionvq.py, `postprocess`: clipped, and the fraction cut off
         array: Pixels = ((pixels + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
         return array
 
     def encode_pixels(self, pixels: Pixels, size: ImageSize) -> Tensor:
         scaled = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-        return self._vq.encode(scaled)[0]
+        return encode_on(self.pixel_device, self._vq, scaled)[0]
 
     def problems(self) -> list[str]:
         from sjd_vllm.models.emu3.vq import vq_names, vq_problems

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Emu3VQVAEConfig
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAE, Emu3VQVAEAttentionBlock
@@ -37,8 +37,8 @@ class FusedAttentionBlock(Emu3VQVAEAttentionBlock):  # type: ignore[misc]
         return self.out_proj(pixel_attention(query, key, value)), None
 
 
-class Emu3VQ:
-    """Codes to pixels and back, float32, on the CPU.
+class Emu3VQ(nn.Module):
+    """Codes to pixels and back, float32.
 
     Args:
         shape: of the checkpoint.
@@ -46,6 +46,7 @@ class Emu3VQ:
     """
 
     def __init__(self, shape: Emu3Shape, files: list[Path]) -> None:
+        super().__init__()
         self._model = _empty(shape)
         self._num_frames = self._model.config.temporal_downsample_factor
         shapes = _shapes(self._model)
@@ -65,7 +66,7 @@ class Emu3VQ:
     def decode(self, codes: Tensor) -> Tensor:
         """Codes long [B, rows, columns], any number of rows -> pixels [B, 3, height, width], about [-1, 1]."""
         pixels = codes[0].numel() * self._model.spatial_scale_factor**2
-        return torch.cat([self._decode(few) for few in torch.split(codes, max(1, _PIXELS_AT_ONCE // pixels))])
+        return torch.cat([self._decode(few).cpu() for few in torch.split(codes, max(1, _PIXELS_AT_ONCE // pixels))])
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

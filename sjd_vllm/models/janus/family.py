@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sjd_vllm.models.checkpoint_files import load_format, weight_files
+from sjd_vllm.models.checkpoint_files import weight_files
 from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
 from sjd_vllm.models.janus.config import ARCHITECTURE, is_janus, janus_shape, register
 from sjd_vllm.models.janus.names import is_known, language_tensors, unused_names, vq_tensors
+from sjd_vllm.models.pixel_device import decode_on, encode_on
 from sjd_vllm.models.tensors import differences, tensor_shapes
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class JanusFamily(ImageFamily):
     @property
     def engine_args(self) -> Mapping[str, Any]:  # type: ignore[override]
         """How the folder is read; asking for it makes the format of the config known to vLLM in this process."""
-        return {"config_format": register(), "load_format": load_format(self.path)}
+        return {"config_format": register()}
 
     @cached_property
     def _prompts(self) -> JanusPrompts:
@@ -89,14 +90,15 @@ class JanusFamily(ImageFamily):
         return self._prompts.unconditional(prompt_token_ids)
 
     def decode_pixels(self, token_ids: list[list[int]], size: ImageSize) -> Pixels:
-        pixels = self._vq.decode(torch.stack([self._grammar.codes(ids) for ids in token_ids]))
+        codes = torch.stack([self._grammar.codes(ids) for ids in token_ids])
+        pixels = decode_on(self.pixel_device, self._vq, codes)
         # the authors clip and cut the fraction off: np.clip((dec + 1) / 2 * 255, 0, 255) into uint8
         array: Pixels = ((pixels + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
         return array
 
     def encode_pixels(self, pixels: Pixels, size: ImageSize) -> Tensor:
         scaled = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-        return self._vq.encode(scaled)[0]
+        return encode_on(self.pixel_device, self._vq, scaled)[0]
 
     def problems(self) -> list[str]:
         from sjd_vllm.models.janus.vq import vq_shapes

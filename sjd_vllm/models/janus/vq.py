@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE, JanusVQVAEAttnBlock
@@ -34,15 +34,18 @@ class FusedAttnBlock(JanusVQVAEAttnBlock):  # type: ignore[misc]
         return out
 
 
-class JanusVQ:
-    """Codes to pixels and back, float32, on the CPU.
+class JanusVQ(nn.Module):
+    """Codes to pixels and back, float32.
 
     Args:
         shape: of the checkpoint.
         checkpoint: its folder.
     """
 
+    _vectors: Tensor
+
     def __init__(self, shape: JanusShape, checkpoint: Path) -> None:
+        super().__init__()
         self._model = _empty(shape)
         own_name = {tensor.name: name for name, tensor in vq_tensors(shape, _shapes(self._model)).items()}
         weights = {
@@ -52,12 +55,13 @@ class JanusVQ:
         for module in self._model.modules():
             if isinstance(module, JanusVQVAEAttnBlock):
                 module.__class__ = FusedAttnBlock
-        self._vectors = F.normalize(self._model.quantize.embedding.weight, dim=-1)
+        vectors = F.normalize(self._model.quantize.embedding.weight.detach(), dim=-1)
+        self.register_buffer("_vectors", vectors, persistent=False)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
         """Codes long [B, rows, columns], any number of rows -> pixels [B, 3, height, width], about [-1, 1]."""
-        return torch.cat([self._decode(few) for few in torch.split(codes, _PICTURES_AT_ONCE)])
+        return torch.cat([self._decode(few).cpu() for few in torch.split(codes, _PICTURES_AT_ONCE)])
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

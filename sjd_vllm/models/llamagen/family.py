@@ -28,6 +28,7 @@ from sjd_vllm.models.llamagen.layout import (
     transformer_file,
     vq_file,
 )
+from sjd_vllm.models.pixel_device import decode_on, encode_on
 from sjd_vllm.models.tensors import differences, tensor_shapes
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class LlamaGenFamily(ImageFamily):
         return (self._captions if self._shape.is_text else self._classes).conditional(prompt)
 
     def prompt_embeds(self, prompt: str, size: ImageSize) -> Tensor | None:
-        return self._captions.vectors(prompt) if self._shape.is_text else None
+        return self._captions.vectors(prompt, self.pixel_device) if self._shape.is_text else None
 
     def negative_prompt_token_ids(self, negative_prompt: str | None, size: ImageSize) -> list[int]:
         """Of text, all rows of the learned caption. Raises ConfigError for any other: guidance leads away from that."""
@@ -130,14 +131,15 @@ class LlamaGenFamily(ImageFamily):
         return self._captions.unconditional(len(prompt_token_ids))
 
     def decode_pixels(self, token_ids: list[list[int]], size: ImageSize) -> Pixels:
-        pixels = self._vq.decode(torch.stack([self._grammar.codes(ids) for ids in token_ids]))
+        codes = torch.stack([self._grammar.codes(ids) for ids in token_ids])
+        pixels = decode_on(self.pixel_device, self._vq, codes)
         # as torchvision's save_image does, which the authors call: 255 x + 0.5, the fraction cut off
         array: Pixels = ((pixels.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).numpy()
         return array
 
     def encode_pixels(self, pixels: Pixels, size: ImageSize) -> Tensor:
         scaled = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-        return self._vq.encode(scaled)[0]
+        return encode_on(self.pixel_device, self._vq, scaled)[0]
 
     def weight_files(self) -> list[Path]:
         from sjd_vllm.models.llamagen.layout import TEXT_ENCODER

@@ -10,8 +10,8 @@ The release has no config. A folder holds
 * for text, the folder ``flan-t5-xl`` (huggingface.co/google/flan-t5-xl).
 
 In place of the transformer's file there may be ``model.safetensors`` with the same names and a ``config.json`` with
-the fields of the authors' `ModelArgs` (autoregressive/models/gpt.py), as huggingface_hub's mixin writes them
-(autoregressive/models/gpt_hf.py; no such upload has been seen, so its form is from the mixin's documentation).
+the fields of the authors' `ModelArgs` (autoregressive/models/gpt.py), as huggingface_hub's mixin, which they upload by
+(autoregressive/models/gpt_hf.py), writes a dataclass.
 
 vLLM knows one vocabulary. Ids are, in this order: the codes, then what a prompt is made of, which has a vector but no
 score: the class labels with the one that stands for none, or the rows of the learned unconditional caption with the id

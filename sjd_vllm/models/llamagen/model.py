@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -84,6 +85,40 @@ class LlamaGenDecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
         super().__init__(vllm_config, prefix, attn_layer_type=LlamaGenAttention)
 
 
+@support_torch_compile(
+    dynamic_arg_dims={
+        "input_ids": {0: "b"},
+        "positions": {-1: "b"},
+        "intermediate_tensors": {0: "b"},
+        "inputs_embeds": {0: "b"},
+    }
+)
+class LlamaGenModel(LlamaModel):  # type: ignore[misc]
+    """The Llama, with places in the grid made of vLLM's positions inside what vLLM compiles.
+
+    A CUDA graph reads its inputs where they lay when it was captured, so nothing may be computed on the way to it.
+    """
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=LlamaGenDecoderLayer)
+        self.last_position = LlamaGenShape(**vllm_config.model_config.hf_config.llamagen).grid ** 2
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: IntermediateTensors | None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states [N, dim]; positions [3, N] all say the same.
+
+        A request that runs on past the end of its picture, which no grammar allows, stays at the last position.
+        """
+        places = positions[0].clamp(0, self.last_position)
+        out: Tensor = super().forward(input_ids, places, intermediate_tensors, inputs_embeds)
+        return out
+
+
 class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE, SupportsQuant):  # type: ignore[misc]
     """The served model; its config is made by `sjd_vllm.models.llamagen.layout.served_config`."""
 
@@ -96,9 +131,7 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE, SupportsQuant):  # ty
         self.shape = LlamaGenShape(**config.llamagen)
         # vLLM's loader would take every .pt file of the folder
         self.allow_patterns_overrides = [config.weight_file]
-        self.model = LlamaModel(
-            vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"), layer_type=LlamaGenDecoderLayer
-        )
+        self.model = LlamaGenModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.lm_head = ParallelLMHead(
             self.shape.num_codes,
             self.shape.dim,
@@ -128,13 +161,10 @@ class LlamaGenForImageGeneration(nn.Module, SupportsMRoPE, SupportsQuant):  # ty
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [N, dim]; positions [3, N] all say the same.
-
-        A request that runs on past the end of its picture, which no grammar allows, stays at the last position.
-        """
+        """Hidden states [N, dim]; positions [3, N]."""
         if intermediate_tensors is not None:
             raise ValueError("pipeline stages are not supported")
-        out: Tensor = self.model(input_ids, positions[0].clamp(0, self.shape.grid**2), None, inputs_embeds)
+        out: Tensor = self.model(input_ids, positions, None, inputs_embeds)
         return out
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:

@@ -5,7 +5,8 @@ Class-conditional: the one token of the prompt is the class, the unconditional o
 
 From text (autoregressive/sample/sample_t2i.py): the cleaned caption is cut to 120 tokens, and the features of
 its own tokens, projected, are the prompt. The unconditional prompt is the learned one, padded where the caption is, so
-of its 120 rows the last ones are left, as many as the caption has.
+of its 120 rows the last ones are left, as many as the caption has. The authors' code leads away from nothing else
+(`generate`: `cond_null` is `cls_embedding.uncond_embedding`), so there is no negative prompt.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class ClassPrompts:
 
 
 class CaptionPrompts:
-    """Captions read by the T5 in the checkpoint's folder, on the CPU in float32."""
+    """Captions read by the T5 in the checkpoint's folder, in float32."""
 
     def __init__(self, path: Path, shape: LlamaGenShape) -> None:
         self._path = path
@@ -85,11 +86,17 @@ class CaptionPrompts:
         end = self._shape.num_codes + self._shape.num_caption_rows
         return list(range(end - num_rows, end))
 
-    @torch.inference_mode()
-    def vectors(self, caption: str) -> Tensor:
-        """float32 [L, dim]: the projected features, a row for each id of `conditional`."""
-        features = self._encoder(input_ids=torch.tensor([self._token_ids(caption)])).last_hidden_state[0]
-        return project_captions(features, self._projection)
+    def vectors(self, caption: str, device: torch.device) -> Tensor:
+        """float32 [L, dim] on the CPU: the projected features, a row for each id of `conditional`.
+
+        Args:
+            device: where the T5 runs; it moves there the first time.
+        """
+        token_ids = torch.tensor([self._token_ids(caption)], device=device)
+        encoder = self._encoder.to(device)
+        with torch.inference_mode():
+            features = encoder(input_ids=token_ids).last_hidden_state[0]
+            return project_captions(features.cpu(), self._projection)
 
     def problems(self) -> list[str]:
         """What is wrong with the folder of the text encoder."""

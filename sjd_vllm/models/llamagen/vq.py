@@ -92,7 +92,7 @@ class LlamaGenVQ(nn.Module):
         """int64 [B, rows, columns] -> pixels float [B, 3, P rows, P columns], about -1 to 1; any number of rows."""
         scale = 2 ** (len(self.shape.levels) - 1)
         num_pixels = codes.shape[1] * codes.shape[2] * scale**2
-        parts = [self._decode(part) for part in torch.split(codes, max(1, _MAX_PIXELS // max(num_pixels, 1)))]
+        parts = [self._decode(part).cpu() for part in torch.split(codes, max(1, _MAX_PIXELS // max(num_pixels, 1)))]
         return torch.cat(parts)
 
     def _decode(self, codes: Tensor) -> Tensor:

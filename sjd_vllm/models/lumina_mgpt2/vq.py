@@ -223,7 +223,7 @@ class MoVQ(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes long [B, h, w], any number of rows -> pixels [B, 3, height, width], about [-1, 1]."""
         pixels = codes[0].numel() * self.shape.pixels_per_code**2
-        return torch.cat([self._decode(few) for few in torch.split(codes, max(1, _PIXELS_AT_ONCE // pixels))])
+        return torch.cat([self._decode(few).cpu() for few in torch.split(codes, max(1, _PIXELS_AT_ONCE // pixels))])
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sjd_vllm.models.checkpoint_files import load_format, weight_files
+from sjd_vllm.models.checkpoint_files import weight_files
 from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
+from sjd_vllm.models.pixel_device import decode_on
 from sjd_vllm.models.simplear.names import language_tensors, unused_names
 from sjd_vllm.models.simplear.vq import PIXELS_PER_CODE, CosmosDecoder, CosmosShape
 from sjd_vllm.models.tensors import differences, tensor_shapes
@@ -60,7 +61,6 @@ class SimpleARFamily(ImageFamily):
                 f"config.json says max_position_embeddings {self.shape.max_positions}: too few for a picture"
             )
         self.sizes = tuple(ImageSize(side, side) for side in sides)
-        self.engine_args = {"load_format": load_format(path)}
         self._grammars: dict[ImageSize, ImageGrammar] = {}
 
     @cached_property
@@ -99,7 +99,8 @@ class SimpleARFamily(ImageFamily):
 
     def decode_pixels(self, token_ids: list[list[int]], size: ImageSize) -> Pixels:
         grammar = self.grammar(size)
-        pixels = self._decoder.decode(torch.stack([grammar.codes(ids) for ids in token_ids]))
+        codes = torch.stack([grammar.codes(ids) for ids in token_ids])
+        pixels = decode_on(self.pixel_device, self._decoder, codes)
         array: Pixels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         return array
 

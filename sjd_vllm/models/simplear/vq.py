@@ -226,16 +226,20 @@ class CosmosDecoder(nn.Module):
         shape: sizes.
     """
 
+    _levels: Tensor
+    _basis: Tensor
+
     def __init__(self, shape: CosmosShape) -> None:
         super().__init__()
         self.post_quant_conv = FlatConv(len(shape.levels), shape.z_channels, 1)
         self.decoder = FrameDecoder(shape)
-        self._levels = torch.tensor(shape.levels)
-        self._basis = torch.tensor([math.prod(shape.levels[:index]) for index in range(len(shape.levels))])
+        basis = [math.prod(shape.levels[:index]) for index in range(len(shape.levels))]
+        self.register_buffer("_levels", torch.tensor(shape.levels), persistent=False)
+        self.register_buffer("_basis", torch.tensor(basis), persistent=False)
 
     @classmethod
     def load(cls, shape: CosmosShape, file: Path) -> CosmosDecoder:
-        """From the published decoder.jit; float32, on the CPU. Raises ValueError that names what is wrong with it."""
+        """From the published decoder.jit; float32. Raises ValueError that names what is wrong with it."""
         with torch.device("meta"):
             expected = cls(shape)
         problems = expected.problems(tensor_shapes([file]))
@@ -268,7 +272,7 @@ class CosmosDecoder(nn.Module):
 
         One picture after the other: at 1024 x 1024 the maps of one take a gigabyte.
         """
-        return torch.cat([self._decode(one) for one in torch.split(codes, 1)])
+        return torch.cat([self._decode(one).cpu() for one in torch.split(codes, 1)])
 
     def vectors(self, codes: Tensor) -> Tensor:
         """The numbers that a code's index stands for, each between -1 and 1: [..., levels] (quantizers.py, FSQ)."""
