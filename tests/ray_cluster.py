@@ -49,11 +49,14 @@ def ray_node(flags: Sequence[str], environment: Mapping[str, str], log: Path) ->
         _wait_for_text(log, "Ray runtime started", process)
         yield
     finally:
+        below = descendants(process.pid)
         process.terminate()
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
+        for pid in filter(is_alive, below):
+            kill(pid)
 
 
 @dataclass(frozen=True)
@@ -124,26 +127,61 @@ def serve_run(
     folder: Path,
     environment: Mapping[str, str],
     *,
-    name: str = "images",
-    replicas: int | None = None,
+    replicas: Mapping[str, object] | None = None,
 ) -> None:
-    """Hand an application to the cluster, by `serve run` and a YAML file; does not wait until it is up.
+    """Hand the application to the cluster, by `serve run` and a YAML file; does not wait until it is up.
 
     args: of `sjd_vllm.deploy.ray_serve:build`.
-    replicas: overrides their number alone, as an operator would do in the file of an application that runs.
+    replicas: Ray Serve's own options of the replicas' deployment, which override what `args` make of it, as an operator
+        would give them in the file of an application that runs.
     """
     app: dict[str, object] = {
-        "name": name,
-        "route_prefix": "/" if name == "images" else f"/{name}",
+        "name": "images",
+        "route_prefix": "/",
         "import_path": "sjd_vllm.deploy.ray_serve:build",
         "args": dict(args),
     }
     if replicas is not None:
-        app["deployments"] = [{"name": "replicas", "num_replicas": replicas}]
-    path = folder / f"{name}.yaml"
+        app["deployments"] = [{"name": "replicas", **replicas}]
+    path = folder / "images.yaml"
     path.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [app]}))
     command = [str(BIN / "serve"), "run", "--non-blocking", "-a", address, str(path)]
-    subprocess.run(command, env=dict(environment), timeout=_START_SECONDS, check=True, capture_output=True)
+    log = folder / "serve-run.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=dict(environment))
+    try:
+        code = process.wait(_START_SECONDS)
+    except subprocess.TimeoutExpired:
+        code = None
+    finally:
+        process.kill()
+    assert code == 0, f"serve run: {code}\n{log.read_text()[-3000:]}"
+
+
+def stop_serve() -> None:
+    """Stop all applications and Ray Serve, and wait until they have; this process is connected.
+
+    Serve's own shutdown returns early where its controller is slow to answer or still drains, and whoever starts Serve then
+    finds the one that is about to go.
+    """
+    from ray import serve
+    from ray.exceptions import RayActorError
+
+    until = time.monotonic() + _START_SECONDS
+    while True:
+        serve.shutdown()
+        try:
+            if not serve.status().proxies:
+                return
+        except RayActorError:
+            return
+        assert time.monotonic() < until, "Ray Serve did not stop"
+        time.sleep(0.5)
+
+
+def replica_processes() -> list[int]:
+    """The processes of the application's replicas on the clusters that this process has started."""
+    return titled(descendants(os.getpid()), "ServeReplica:images:replicas")
 
 
 def descendants(pid: int) -> list[int]:

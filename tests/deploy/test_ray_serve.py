@@ -24,8 +24,9 @@ from ray import serve
 
 import sjd_vllm
 from live_server import free_port
-from ray_cluster import Head, connect, descendants, is_alive, kill, ray_node, serve_run, titled
+from ray_cluster import Head, connect, descendants, is_alive, kill, ray_node, serve_run, stop_serve, titled
 from sjd_vllm.deploy.ray_serve import build
+from sjd_vllm.deploy.settings import DeploySettings
 
 ROUTE = "/v1/images/generations"
 PROMPT = "a calm lake at sunset"
@@ -55,20 +56,22 @@ def deploy(
 ) -> Callable[..., None]:
     folder = tmp_path_factory.mktemp("serve")
 
-    def run(replicas: int | None = None) -> None:
-        serve_run(head.address, port, ARGS, folder, node_variables, replicas=replicas)
+    def run(**replicas: object) -> None:
+        serve_run(head.address, port, ARGS, folder, node_variables, replicas=replicas or None)
 
     return run
 
 
 @pytest.fixture(scope="module")
 def server(deploy: Callable[..., None], port: int, head: Head) -> Iterator[httpx.Client]:
-    deploy()
-    wait_for(lambda: len(running_replicas()) == 2, head)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
-        wait_for(lambda: client.get("/health").status_code == 200, head)
-        yield client
-    serve.shutdown()
+    try:
+        deploy()
+        wait_for(lambda: len(running_replicas()) == 2, head)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
+            wait_for(lambda: client.get("/health").status_code == 200, head)
+            yield client
+    finally:
+        stop_serve()
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +183,19 @@ def test_guided_pictures_of_one_request_come_from_one_replica(server: httpx.Clie
     assert made == {answer.headers["x-sjd-replica"]: 3}
 
 
+def test_a_request_goes_to_the_replica_with_fewer(server: httpx.Client) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        slow = {"prompt": PROMPT, "n": 8, "sjd": {"method": "none"}}
+        long = threads.submit(server.post, ROUTE, json=slow)
+        asked = []
+        while len(asked) < 20 and not long.done():
+            # The first one may come before the long request, or wait for its replica to tell how busy it is.
+            asked.append(server.get("/health").headers["x-sjd-replica"])
+        assert not long.done(), f"{len(asked)} short requests took longer than eight pictures"
+        busy = long.result().headers["x-sjd-replica"]
+    assert busy not in asked[5:]
+
+
 def test_a_stream_of_partial_pictures(client: openai.OpenAI) -> None:
     began = time.monotonic()
     times, kinds = [], []
@@ -276,7 +292,7 @@ def test_scaling_down_drains(server: httpx.Client, head: Head, deploy: Callable[
     before = running_replicas()
     with Load(server).running() as load:
         wait_for(lambda: len(load.replicas) == 2, head, 120)
-        deploy(replicas=1)
+        deploy(num_replicas=1)
         wait_for(lambda: len(running_replicas()) == 1, head, 120)
         answered = load.num_answered
         wait_for(lambda: load.num_answered >= answered + 4, head, 120)
@@ -284,18 +300,23 @@ def test_scaling_down_drains(server: httpx.Client, head: Head, deploy: Callable[
     assert running_replicas() < before, "the one that is left must not have been started anew"
 
 
-def test_a_killed_worker_ends_its_replica_and_requests_wait_for_the_next_one(server: httpx.Client, head: Head) -> None:
-    (victim,) = described()
-    (worker,) = titled(descendants(victim["pid"]), "VLLM::Worker")
-    with ThreadPoolExecutor(1) as threads:
-        slow = {"prompt": PROMPT, "seed": 7, "sjd": {"method": "none"}, "n": 4}
-        waiting = threads.submit(server.post, ROUTE, json=slow)
-        wait_for(lambda: total(server, "vllm:num_requests_running") >= 4, head, 60)
-        kill(worker)
-        wait_for(lambda: not is_alive(victim["pid"]), head, 30)
-        answer = waiting.result()
-    assert answer.status_code == 200
-    assert answer.headers["x-sjd-replica"] != victim["replica"]
+def test_replicas_follow_the_load(server: httpx.Client, head: Head, deploy: Callable[..., None]) -> None:
+    """From 1 to 3 and back by Ray Serve's autoscaling, and no request fails."""
+    settings = DeploySettings(
+        replicas=1, max_replicas=3, target_ongoing_requests=1.5, upscale_delay=1, downscale_delay=2
+    )
+    (scaling,) = settings.scaling().values()
+    (first,) = running_replicas()
+    deploy(autoscaling_config={**scaling, "look_back_period_s": 5})  # 30 by itself
+    with Load(server).running(num_users=6) as load:
+        wait_for(lambda: len(load.replicas) == 3, head)
+    load.assert_no_failure()
+    assert first in load.replicas
+    with Load(server).running(num_users=1) as rest:
+        wait_for(lambda: len(running_replicas()) == 1, head)
+        answered = rest.num_answered
+        wait_for(lambda: rest.num_answered >= answered + 2, head, 120)
+    rest.assert_no_failure()
 
 
 # Ray puts the driver's path before a node's own, so what is installed on the other node comes in at Python's start.
