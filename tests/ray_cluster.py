@@ -148,13 +148,14 @@ def serve_run(
     command = [str(BIN / "serve"), "run", "--non-blocking", "-a", address, str(path)]
     log = folder / "serve-run.log"
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=dict(environment))
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env={**environment, "PYTHONFAULTHANDLER": "1"}
+        )
     try:
         code = process.wait(_START_SECONDS)
     except subprocess.TimeoutExpired:
-        code = None
-    finally:
-        process.kill()
+        process.send_signal(signal.SIGABRT)  # Python's fault handler then says where it hangs
+        code = process.wait(30)
     assert code == 0, f"serve run: {code}\n{log.read_text()[-3000:]}"
 
 

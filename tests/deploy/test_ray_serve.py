@@ -246,6 +246,8 @@ def test_a_client_that_leaves_frees_the_engine(server: httpx.Client, head: Head)
 
 
 def test_metrics_of_all_processes_in_one_scrape(server: httpx.Client) -> None:
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda seed: server.post(ROUTE, json={"prompt": PROMPT, "seed": seed}), range(6)))
     found = samples(server)
     replicas = {replica for (name, replica) in found if name == "sjd_vllm:steps_total"}
     assert len(replicas) == 2
