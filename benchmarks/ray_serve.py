@@ -251,7 +251,7 @@ def _worker_of(replica: int) -> int:
 def _row(app: Application, record: Record, retried: int) -> dict[str, Any]:
     latencies, overheads = sorted(record.latencies), [1e3 * seconds for seconds in sorted(record.overheads)]
     return {
-        "model": app.settings.model and Path(app.settings.model).name or "demo",
+        "model": Path(app.settings.model).name if app.settings.model else "demo",
         "batch_size": app.settings.max_batch_size,
         "tensor_parallel_size": app.settings.tensor_parallel_size,
         "most_replicas": record.most_replicas,
@@ -296,9 +296,7 @@ def main() -> int:
 def _parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)} (all)")
-    parser.add_argument(
-        "--model", default=None, help="a checkpoint (the demo model; kill-worker has a tiny random one, for two workers)"
-    )
+    parser.add_argument("--model", default=None, help="a checkpoint (the demo model); kill-worker has one of its own")
     parser.add_argument("--users", type=int, default=8, help="requests at once")
     parser.add_argument("--seconds", type=float, default=60, help="of the load that throughput is measured under")
     parser.add_argument("--kills", type=int, default=3, help="processes that are killed, one after another")

@@ -23,8 +23,10 @@ BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 240
 # For the nodes and for the process that connects to them: a token of this run's own, as Ray 2.60 asks for one, and more
-# patience than Ray has by itself, for busy machines.
+# patience than Ray has by itself, for busy machines. Ray would start its workers, Serve's controller, proxies and replicas
+# with them, 15 nicer than itself, and on a busy machine nothing is left for them then.
 VARIABLES = {
+    "RAY_worker_niceness": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_gcs_rpc_server_connect_timeout_s": "60",
@@ -162,8 +164,8 @@ def serve_run(
 def stop_serve() -> None:
     """Stop all applications and Ray Serve, and wait until they have; this process is connected.
 
-    Serve's own shutdown returns early where its controller is slow to answer or still drains, and whoever starts Serve then
-    finds the one that is about to go.
+    Serve's own shutdown returns early where its controller is slow to answer or still drains, and whoever starts Serve
+    then finds the one that is about to go.
     """
     from ray import serve
     from ray.exceptions import RayActorError

@@ -78,7 +78,7 @@ def _stop(is_alone: bool, drain_timeout: float) -> None:
 
     if not serve.status().proxies:
         return  # it has not come that far
-    # The application first: Serve's shutdown ends its proxies at once, and the connections of pictures in work with them.
+    # The application first: Serve's shutdown ends its proxies at once, with the connections of pictures in work.
     _until_it_has_gone(APP_NAME, drain_timeout)
     if not is_alone or serve.status().applications:
         return

@@ -41,9 +41,7 @@ def driver(head: Head) -> Iterator[None]:
 
 
 def two_ray_workers(model: Path) -> AbstractContextManager[Engine]:
-    return engine(
-        model, window=WINDOW, tensor_parallel_size=2, distributed_executor_backend="ray", max_num_seqs=128
-    )
+    return engine(model, window=WINDOW, tensor_parallel_size=2, distributed_executor_backend="ray", max_num_seqs=128)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +58,9 @@ def test_an_actor_with_another_build_ends_the_start_and_names_its_node(
     monkeypatch.setattr(plugin, "installed_build", lambda model: expected)
     with connected(head):
         node = ray.nodes()[0]["NodeID"]
-        with pytest.raises(RayTaskError, match=f"Ray node {node}.* has another build") as refused, two_ray_workers(
-            tiny_llama
+        with (
+            pytest.raises(RayTaskError, match=f"Ray node {node}.* has another build") as refused,
+            two_ray_workers(tiny_llama),
         ):
             pytest.fail("it has started")
         assert "'0.0.7' is expected" in str(refused.value)

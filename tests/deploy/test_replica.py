@@ -14,6 +14,16 @@ from fastapi.responses import PlainTextResponse
 from sjd_vllm.deploy.replica import REPLICA_HEADER, SECONDS_HEADER, PictureReplica
 
 
+class WithoutEngine(PictureReplica):
+    """Has nothing to take down."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._id, self._app, self._engine = "replica-1", app, SimpleNamespace(errored=False)
+
+    def __del__(self) -> None:  # type: ignore[override]
+        pass
+
+
 @pytest.fixture
 def replica() -> PictureReplica:
     """A replica whose engine nobody asks."""
@@ -34,9 +44,7 @@ def replica() -> PictureReplica:
         app.state.saw_the_client_leave = True
         return PlainTextResponse("")
 
-    made = PictureReplica.__new__(PictureReplica)
-    made._id, made._app, made._engine = "replica-1", app, SimpleNamespace(errored=False)
-    return made
+    return WithoutEngine(app)
 
 
 def scope(path: str) -> dict[str, Any]:

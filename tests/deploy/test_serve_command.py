@@ -49,9 +49,7 @@ class Command:
 
 
 @pytest.fixture(scope="module")
-def command(
-    head: Head, node_variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Command]:
+def command(head: Head, node_variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     folder = tmp_path_factory.mktemp("command")
     model, port = make_tiny_painter(folder / "painter"), free_port()
     flags = ["serve", "--ray-replicas", "1", "--ray-address", head.address, "--model", str(model)]
