@@ -23,8 +23,8 @@ BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 240
 # For the nodes and for the process that connects to them: a token of this run's own, as Ray 2.60 asks for one, and more
-# patience than Ray has by itself, for busy machines. Ray would start its workers, Serve's controller, proxies and replicas
-# with them, 15 nicer than itself, and on a busy machine nothing is left for them then.
+# patience than Ray has by itself, for busy machines. Ray would start its workers, so Serve's controller, proxies and
+# replicas, 15 nicer than itself, and on a busy machine nothing is left for them then.
 VARIABLES = {
     "RAY_worker_niceness": "0",
     "RAY_AUTH_MODE": "token",

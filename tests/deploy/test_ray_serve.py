@@ -30,7 +30,7 @@ from sjd_vllm.deploy.settings import DeploySettings
 
 ROUTE = "/v1/images/generations"
 PROMPT = "a calm lake at sunset"
-ARGS = {"replicas": 2, "max_batch_size": 4, "gpus": 0, "health_check_period": 1, "request_timeout": 300}
+ARGS = {"replicas": 2, "max_replicas": 2, "max_batch_size": 4, "gpus": 0, "health_check_period": 1}
 START_SECONDS = 900  # two engines take 45 s on two idle cores, and many times that on busy ones
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -56,8 +56,14 @@ def deploy(
 ) -> Callable[..., None]:
     folder = tmp_path_factory.mktemp("serve")
 
-    def run(**replicas: object) -> None:
-        serve_run(head.address, port, ARGS, folder, node_variables, replicas=replicas or None)
+    def run(least: int, most: int, target: float = 100) -> None:
+        """Change how many replicas there may be, and for how many requests in each; that restarts nothing."""
+        settings = DeploySettings(
+            replicas=least, max_replicas=most, target_ongoing_requests=target, upscale_delay=1, downscale_delay=2
+        )
+        (scaling,) = settings.scaling().values()
+        scaling["look_back_period_s"] = 5  # 30 by itself
+        serve_run(head.address, port, ARGS, folder, node_variables, replicas={"autoscaling_config": scaling})
 
     return run
 
@@ -65,7 +71,7 @@ def deploy(
 @pytest.fixture(scope="module")
 def server(deploy: Callable[..., None], port: int, head: Head) -> Iterator[httpx.Client]:
     try:
-        deploy()
+        deploy(2, 2)
         wait_for(lambda: len(running_replicas()) == 2, head)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
             wait_for(lambda: client.get("/health").status_code == 200, head)
@@ -294,7 +300,7 @@ def test_scaling_down_drains(server: httpx.Client, head: Head, deploy: Callable[
     before = running_replicas()
     with Load(server).running() as load:
         wait_for(lambda: len(load.replicas) == 2, head, 120)
-        deploy(num_replicas=1)
+        deploy(1, 1)
         wait_for(lambda: len(running_replicas()) == 1, head, 120)
         answered = load.num_answered
         wait_for(lambda: load.num_answered >= answered + 4, head, 120)
@@ -304,16 +310,12 @@ def test_scaling_down_drains(server: httpx.Client, head: Head, deploy: Callable[
 
 def test_replicas_follow_the_load(server: httpx.Client, head: Head, deploy: Callable[..., None]) -> None:
     """From 1 to 3 and back by Ray Serve's autoscaling, and no request fails."""
-    settings = DeploySettings(
-        replicas=1, max_replicas=3, target_ongoing_requests=1.5, upscale_delay=1, downscale_delay=2
-    )
-    (scaling,) = settings.scaling().values()
     (first,) = running_replicas()
-    deploy(autoscaling_config={**scaling, "look_back_period_s": 5})  # 30 by itself
+    deploy(1, 3, target=1.5)
     with Load(server).running(num_users=6) as load:
         wait_for(lambda: len(load.replicas) == 3, head)
     load.assert_no_failure()
-    assert first in load.replicas
+    assert first in load.replicas, "it must not have been started anew"
     with Load(server).running(num_users=1) as rest:
         wait_for(lambda: len(running_replicas()) == 1, head)
         answered = rest.num_answered
