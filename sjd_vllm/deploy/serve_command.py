@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("ray_replicas", "--ray-replicas needs Ray: pip install 'sjd-vllm[ray]'.") from error
     from sjd_vllm.deploy.ray_serve import APP_NAME, build
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ctrl-C and SIGTERM both drain and stop
     ray.init(address=args.ray_address, log_to_driver=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # in place of Ray's: Ctrl-C and SIGTERM both drain and stop
     try:
         others = serve.status()
         if APP_NAME in others.applications:
