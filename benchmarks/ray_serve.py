@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +283,7 @@ def main() -> int:
         with ray_head(args.cpus, node_environment(VLLM_CPU_OMP_THREADS_BIND="nobind")) as head:
             app = Application(head, settings_of(part, args))
             app.start()
-            row = {**taken_on, **asyncio.run(run_part(part, app, args)), "note": args.note}
+            row = {**taken_on, "ray": version("ray"), **asyncio.run(run_part(part, app, args)), "note": args.note}
         append_rows(args.output, [row])
         print(json.dumps(row, indent=2), flush=True)
         if row["lost"] or row["sent"] != row["answered"] + row["error_events"]:

@@ -54,7 +54,7 @@ def ray_node(flags: Sequence[str], environment: Mapping[str, str], log: Path) ->
         below = descendants(process.pid)
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(10)  # Ray would try to move what runs here to other nodes
         except subprocess.TimeoutExpired:
             process.kill()
         for pid in filter(is_alive, below):
