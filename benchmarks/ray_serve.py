@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -280,10 +281,15 @@ def main() -> int:
     broken = []
     taken_on = provenance()
     for part in args.parts.split(","):
-        with ray_head(args.cpus, node_environment(VLLM_CPU_OMP_THREADS_BIND="nobind")) as head:
-            app = Application(head, settings_of(part, args))
-            app.start()
-            row = {**taken_on, "ray": version("ray"), **asyncio.run(run_part(part, app, args)), "note": args.note}
+        try:
+            with ray_head(args.cpus, node_environment(VLLM_CPU_OMP_THREADS_BIND="nobind")) as head:
+                app = Application(head, settings_of(part, args))
+                app.start()
+                row = {**taken_on, "ray": version("ray"), **asyncio.run(run_part(part, app, args)), "note": args.note}
+        except Exception:
+            traceback.print_exc()  # the other parts have their own clusters
+            broken.append(f"{part}: did not come to its end")
+            continue
         append_rows(args.output, [row])
         print(json.dumps(row, indent=2), flush=True)
         if row["lost"] or row["sent"] != row["answered"] + row["error_events"]:
