@@ -331,10 +331,8 @@ def test_an_engine_whose_workers_ray_places(
     """Another application beside it, under a path of its own: two actors in the placement group of their replica."""
     deploy(1, 1)
     wait_for(lambda: len(running_replicas()) == 1, head)
-    model = make_tiny_painter(tmp_path / "painter")
-    serve.run(
-        build({"model": str(model), "tensor_parallel_size": 2, "executor": "ray"}), name="spread", route_prefix="/spread"
-    )
+    args = {"model": str(make_tiny_painter(tmp_path / "painter")), "tensor_parallel_size": 2, "executor": "ray"}
+    serve.run(build(args), name="spread", route_prefix="/spread")
     answer = server.post(f"/spread{ROUTE}", json={"prompt": "a red house", "seed": 7})
     assert answer.status_code == 200, answer.text
     assert base64.b64decode(answer.json()["data"][0]["b64_json"]).startswith(b"\x89PNG")
