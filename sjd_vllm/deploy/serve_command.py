@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from sjd_vllm.deploy.ray_serve import APP_NAME, build
 
     ray.init(address=args.ray_address, log_to_driver=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # in place of Ray's, so that SIGTERM drains as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # for Ray's; SIGTERM drains as Ctrl-C does
     try:
         others = serve.status()
         if APP_NAME in others.applications:
