@@ -5,6 +5,9 @@ READY := $(VENV)/.sjd-vllm-ready
 DEMO_OUTPUT := demo-output
 BENCH_FLAGS ?= --prompts 16 --concurrency 1,4
 
+# What the engine must do on either of vLLM's model runners; V1 runs them with all the others.
+V2_TESTS := $(addprefix tests/engine/test_,runners.py requests.py fixed_noise.py greedy.py scheduling.py kv_rollback.py law.py)
+
 REPORT_RUNS := out/report-runs
 
 .PHONY: demo test test-ray check bench report docs next-vllm clean
@@ -17,6 +20,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/triton $(BIN)/python -m pytest tests/kernels
+	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/triton VLLM_USE_V2_MODEL_RUNNER=1 $(BIN)/python -m pytest $(V2_TESTS)
 
 # Of these tests those that start a real Ray cluster on this machine, its faults included.
 test-ray: $(READY)

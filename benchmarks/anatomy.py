@@ -53,26 +53,48 @@ class Stopwatch:
         return wrapper
 
 
-@contextmanager
-def stopwatch_on(llm_engine: Any) -> Iterator[Stopwatch]:
-    """Wrap the parts of a live in-process engine."""
+def places_of(llm_engine: Any) -> list[tuple[Any, str, str]]:
+    """Owner, method and part of what is timed in a live in-process engine, with either of vLLM's model runners."""
     from sjd_vllm.engine import fixed_noise_pool
 
     core = llm_engine.engine_core.engine_core
     runner = core.model_executor.driver_worker.worker.model_runner
-    pool = fixed_noise_pool.FixedNoisePool
     places = [
         (llm_engine, "step", "front_end"),
         (core, "step_fn", "scheduler"),
         (runner, "execute_model", "inputs"),
         (runner, "sample_tokens", "outputs"),
-        (runner, "_model_forward", "forward"),
         (runner.model, "compute_logits", "forward"),
-        (runner, "_sample", "windows"),
-        (pool, "_choices", "choices"),
-        (fixed_noise_pool, "sweep", "sweep"),
     ]
-    watch = Stopwatch()
+    if hasattr(runner, "_model_forward"):  # V1
+        return [
+            *places,
+            (runner, "_model_forward", "forward"),
+            (runner, "_sample", "windows"),
+            (fixed_noise_pool.FixedNoisePool, "_choices", "choices"),
+            (fixed_noise_pool, "sweep_cpu", "sweep"),
+        ]
+    from sjd_vllm.engine import device_states
+
+    # V2 calls the model itself, or has it inside a CUDA graph
+    graphs = getattr(runner, "cudagraph_manager", None)
+    replays = [(graphs, name, "forward") for name in ("run_fullgraph", "run_pw_graph") if hasattr(graphs, name)]
+    return [
+        *places,
+        *replays,
+        (runner.model, "forward", "forward"),
+        (runner, "sample", "windows"),
+        (runner._sjd, "fill_inputs", "windows"),
+        (runner._sjd, "_choices", "choices"),
+        (device_states, "sweep", "sweep"),
+    ]
+
+
+@contextmanager
+def stopwatch_on(llm_engine: Any, watch: Stopwatch | None = None) -> Iterator[Stopwatch]:
+    """Wrap the parts of a live in-process engine."""
+    watch = watch or Stopwatch()
+    places = places_of(llm_engine)
     originals = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in places]
     for owner, name, part in places:
         setattr(owner, name, watch.timed(part, getattr(owner, name)))

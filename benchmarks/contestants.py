@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ class Turn:
     forwards: list[int]
 
 
+# method, seeds and pictures at once
+Decode = Callable[[str, list[int], int], Turn]
+
+
 class Contestant:
     """A child process with an engine for so many pictures at once.
 
@@ -36,9 +41,7 @@ class Contestant:
     def __init__(self, engine: str, max_batch_size: int, window: int) -> None:
         started = time.perf_counter()
         command = [sys.executable, str(Path(__file__)), engine, str(max_batch_size), str(window)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.decode("none", [0], 1)
         self.start_seconds = time.perf_counter() - started
 
@@ -66,7 +69,7 @@ def main() -> None:
 
     prepare_environment(is_quiet=True)
     with reserved_stdout() as stdout:
-        decode = {"stock": _stock, "ours": _ours}[engine](max_batch_size, window)
+        _, decode = {"stock": stock, "ours": ours}[engine](max_batch_size, window)
         for line in sys.stdin:
             print(json.dumps(vars(decode(*json.loads(line)))), file=stdout, flush=True)
 
@@ -79,36 +82,45 @@ def _pictures(pipeline: Any, method: str, seeds: list[int]) -> list[Any]:
     return list(pipeline.plan([ImageRequest(prompts[seed], seed=seed, method=method) for seed in seeds]))
 
 
-def _ours(max_batch_size: int, window: int) -> Any:
+def ours(max_batch_size: int, window: int, model: str | Path | None = None, **engine_args: Any) -> tuple[Any, Decode]:
+    """This plugin's engine, and what decodes with it; the demo model if no other is named."""
     from sjd_vllm.images.pipeline import ImagePipeline
 
-    pipeline = ImagePipeline(num_speculative_tokens=window, max_batch_size=max_batch_size)
+    pipeline = ImagePipeline(model, num_speculative_tokens=window, max_batch_size=max_batch_size, **engine_args)
     pipeline.start()
+    assert pipeline._engine is not None
 
     def decode(method: str, seeds: list[int], concurrency: int) -> Turn:
         assert pipeline._engine is not None
         started = time.perf_counter()
         decoded = pipeline._engine.decode(_pictures(pipeline, method, seeds), batch_size=concurrency)
         seconds = time.perf_counter() - started
-        return Turn([picture.seconds for picture in decoded], seconds, [picture.num_steps for picture in decoded])
+        return Turn(
+            [picture.seconds for picture in decoded], seconds, [len(picture.tokens_by_step) for picture in decoded]
+        )
 
-    return decode
+    return pipeline._engine._llm, decode
 
 
-def _stock(max_batch_size: int, window: int) -> Any:
-    """The settings of our engine, but for those that name the plugin."""
-    from vllm import EngineArgs, LLMEngine, SamplingParams
+def stock(max_batch_size: int, window: int, model: str | Path | None = None, **engine_args: Any) -> tuple[Any, Decode]:
+    """The settings of our engine, but for those that name the plugin; the family's model class is known to it."""
+    from vllm import EngineArgs, LLMEngine, ModelRegistry, SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     from sjd_vllm.images.engine import engine_settings
     from sjd_vllm.images.pipeline import ImagePipeline
+    from sjd_vllm.models.registry import architectures
 
-    pipeline = ImagePipeline(num_speculative_tokens=window, max_batch_size=max_batch_size)
+    for name, model_class in architectures():
+        ModelRegistry.register_model(name, model_class)
+    max_model_len = engine_args.pop("max_model_len", None)
+    pipeline = ImagePipeline(
+        model, num_speculative_tokens=window, max_batch_size=max_batch_size, max_model_len=max_model_len
+    )
     settings = engine_settings(pipeline.family, pipeline.config, max_batch_size, pipeline.max_model_len)
     del settings["speculative_config"]
-    llm = LLMEngine.from_engine_args(
-        EngineArgs(model=str(pipeline.model), skip_tokenizer_init=True, disable_log_stats=True, **settings)
-    )
+    settings |= {"skip_tokenizer_init": True, "disable_log_stats": True, **engine_args}
+    llm = LLMEngine.from_engine_args(EngineArgs(model=str(pipeline.model), **settings))
 
     def submit(picture: Any, name: str) -> None:
         halves = (picture.prompt_token_ids, list(picture.sjd.negative_prompt_token_ids))
@@ -146,7 +158,7 @@ def _stock(max_batch_size: int, window: int) -> Any:
                         latencies.append(time.perf_counter() - begun[name])
         return Turn(latencies, time.perf_counter() - started, [num_tokens] * len(latencies))
 
-    return decode
+    return llm, decode
 
 
 if __name__ == "__main__":

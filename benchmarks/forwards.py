@@ -7,7 +7,6 @@ is measured, and a cell that the current commit has a row for is skipped, so tha
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from sjd_vllm.images.bench import mean_and_error, percentiles
 from sjd_vllm.images.environment import prepare_environment
 from sjd_vllm.images.flags import Parser, float_list, int_list
 from sjd_vllm.images.machine import provenance
-from sjd_vllm.images.rows import append_rows, rounded
+from sjd_vllm.images.rows import append_rows, measured_cells, rounded
 
 if TYPE_CHECKING:
     from sjd_vllm.images.pipeline import ImagePipeline
@@ -48,7 +47,7 @@ def main() -> None:
 
     prompts = captions(args.prompts, args.seed)
     args.output.parent.mkdir(exist_ok=True)
-    done = _measured(args.output)
+    done = measured_cells(args.output, KEY)
     taken_on = provenance()
     with ImagePipeline(
         args.model, num_speculative_tokens=max(args.windows), max_batch_size=args.batch_size
@@ -123,13 +122,6 @@ def _measure(pipeline: ImagePipeline, prompts: list[str], cell: dict[str, Any]) 
         **{f"forwards_{name}": rounded(value) for name, value in percentiles(forwards).items()},
         "tokens_per_forward": rounded(result.num_tokens / result.num_steps),
     }
-
-
-def _measured(path: Path) -> set[tuple[str, ...]]:
-    if not path.exists():
-        return set()
-    with path.open(newline="") as file:
-        return {tuple(row[name] for name in KEY) for row in csv.DictReader(file)}
 
 
 if __name__ == "__main__":

@@ -209,6 +209,12 @@ class SJDParams:
             return FIRST_GUESS_NAMES[0]
         return self.first_guess or config.first_guess
 
+    def window_of(self, config: SJDConfig) -> int:
+        """The longest window that the request may have on an engine."""
+        if self.num_speculative_tokens is None:
+            return config.num_speculative_tokens
+        return min(self.num_speculative_tokens, config.num_speculative_tokens)
+
     def is_adaptive(self, config: SJDConfig) -> bool:
         """Whether the engine may shorten the window by load: none was asked for, and tokens do not depend on it."""
         return config.adaptive_window and self.num_speculative_tokens is None and self.redraft_of(config) == GUMBEL

@@ -24,6 +24,7 @@ ENGINE_COUNTERS = {
     "drafts_kept_total": "Those of the refreshed ones that stayed the same token.",
     "guidance_stalls_total": "Halves of guidance pairs, or single requests, that waited a step.",
     "guidance_preemptions_total": "Halves that were preempted because their other half was.",
+    "model_runner": "vLLM's model runner that decodes: 1 or 2.",
     "window": "Draft tokens in the window that the load allows.",
     "guidance_pairs": "Pairs of requests under classifier-free guidance.",
 }

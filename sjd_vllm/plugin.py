@@ -21,6 +21,7 @@ _PATCHED = "_sjd_vllm_patched"
 _OWN_PATHS = {
     "proposer": "sjd_vllm.engine.proposer.SelfDraftingProposer",
     "scheduler": "sjd_vllm.engine.scheduler.SJDScheduler",
+    "async_scheduler": "sjd_vllm.engine.scheduler.SJDAsyncScheduler",
     "cpu_worker": "sjd_vllm.engine.worker.SJDCPUWorker",
     "gpu_worker": "sjd_vllm.engine.worker.SJDGPUWorker",
 }
@@ -82,6 +83,8 @@ def _rewrite_method(engine_args: Any) -> None:
             _configure(self)
             vllm_config = original(self, *args, **kwargs)
             _refuse_unsupported(vllm_config)
+            if vllm_config.scheduler_config.async_scheduling:
+                vllm_config.scheduler_config.scheduler_cls = _OWN_PATHS["async_scheduler"]
             return vllm_config
         return original(self, *args, **kwargs)
 
@@ -114,6 +117,7 @@ def _configure(args: Any) -> None:
     from vllm.platforms import current_platform
 
     from sjd_vllm.engine.compat import require_supported_vllm
+    from sjd_vllm.runner_choice import speculative_config, uses_v2
 
     require_supported_vllm()
     settings = {key.replace("-", "_"): value for key, value in (args.speculative_config or {}).items()}
@@ -130,22 +134,19 @@ def _configure(args: Any) -> None:
             raise ConfigError(
                 option, f"{option} cannot be combined with speculative Jacobi decoding, which brings its own."
             )
-    if args.async_scheduling:
+    is_v2 = uses_v2(config)
+    if args.async_scheduling and not is_v2:
         raise ConfigError(
             "async_scheduling",
-            "async_scheduling cannot be combined with speculative Jacobi decoding; leave it out.",
+            "async_scheduling cannot be combined with speculative Jacobi decoding on vLLM's V1 model runner; leave it "
+            "out.",
         )
     family = load_family(args.model)
     for name, value in (family.engine_args if family is not None else {}).items():
         if getattr(args, name) == type(args).__dataclass_fields__[name].default:
             setattr(args, name, value)
     args.spec_method = args.spec_model = args.spec_tokens = None
-    args.speculative_config = {
-        "method": "custom_class",
-        "model": _OWN_PATHS["proposer"],
-        # vLLM wants at least 1 here; how many drafts are made is ours to say
-        "num_speculative_tokens": max(1, config.num_speculative_tokens),
-    }
+    args.speculative_config = speculative_config(config, is_v2=is_v2, proposer=_OWN_PATHS["proposer"])
     args.worker_cls = _OWN_PATHS["cpu_worker" if current_platform.is_cpu() else "gpu_worker"]
     args.scheduler_cls = _OWN_PATHS["scheduler"]
     args.additional_config = {
@@ -160,6 +161,10 @@ def _configure(args: Any) -> None:
 def _refuse_unsupported(vllm_config: Any) -> None:
     """Raise ConfigError for engine settings under which guidance pairs could starve or ranks could disagree."""
     refusals = {
+        "model_runner": (
+            vllm_config.use_v2_model_runner != (vllm_config.speculative_config.method == "ngram_gpu"),
+            "vLLM chose another of its runners than this plugin had expected; set VLLM_USE_V2_MODEL_RUNNER=0",
+        ),
         "scheduling_policy": (
             vllm_config.scheduler_config.policy != "fcfs",
             "only the policy 'fcfs' keeps the halves of a guidance pair side by side",

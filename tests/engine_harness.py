@@ -16,6 +16,7 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
+import interpreted_v2
 import pytest
 import torch
 from scipy import stats
@@ -23,6 +24,11 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from vllm import LLM, SamplingParams
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+from vllm.platforms.cpu import CpuPlatform
+
+IS_V2 = interpreted_v2.is_asked_for()
+needs_v2 = pytest.mark.skipif(not IS_V2, reason="Model Runner V2 is tested in a run of its own, see the Makefile")
+needs_v1 = pytest.mark.skipif(IS_V2, reason="strategies by rejection run on vLLM's V1 model runner only")
 
 
 class Engine:
@@ -47,7 +53,8 @@ class Engine:
 
     def assert_nothing_left(self) -> None:
         """No request, queue entry, pair, block, companion or stored window remains."""
-        self.core.step()  # vLLM's workers hear of the last finished requests with the next step
+        for _ in range(3):  # the workers hear of the last finished requests with the next step, or the one after it
+            self.core.step_fn()
         assert not self.scheduler.requests
         assert not self.scheduler.running
         assert not self.scheduler.waiting
@@ -56,22 +63,44 @@ class Engine:
         if self.runner is None:
             return
         assert len(self.runner._sjd) == 0
-        assert not self.runner._sjd.pools
-        assert not self.runner.requests
+        assert not self.runner._sjd.num_rules
+        assert not (self.runner.req_states.req_id_to_index if IS_V2 else self.runner.requests)
+
+
+def scaled(full: Any, small: Any) -> Any:
+    """How much a test does: `small` where an interpreter runs the kernels, which takes a hundred times as long."""
+    return small if IS_V2 else full
+
+
+def strategies(*names: str) -> list[Any]:
+    """Parameters of a test, of which those that the runner under test cannot do are skipped."""
+    return [pytest.param(name, marks=() if name == "gumbel" else needs_v1) for name in names]
 
 
 @contextmanager
-def engine(model: Path, *, window: int = 16, sjd: dict[str, Any] | None = None, **kwargs: Any) -> Iterator[Engine]:
-    """Start an engine and take it down again, so that the next module can have its own."""
-    llm = LLM(
-        model=str(model),
-        speculative_config={"method": "sjd", "num_speculative_tokens": window, **(sjd or {})},
-        enforce_eager=True,
-        skip_tokenizer_init=True,
-        dtype="float32",
-        disable_log_stats=False,
-        **{"kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 64, **kwargs},
-    )
+def _scheduling(*, is_async: bool) -> Iterator[None]:
+    """vLLM switches asynchronous scheduling off on CPUs, because it gains nothing there; it works all the same."""
+    update = CpuPlatform.check_and_update_config
+
+    def updated(vllm_config: Any) -> None:
+        update(vllm_config)
+        vllm_config.scheduler_config.async_scheduling = is_async
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CpuPlatform, "check_and_update_config", staticmethod(updated))
+        yield
+
+
+@contextmanager
+def engine(
+    model: Path, *, window: int = 16, sjd: dict[str, Any] | None = None, is_async: bool = IS_V2, **kwargs: Any
+) -> Iterator[Engine]:
+    """Start an engine and take it down again, so that the next module can have its own.
+
+    is_async: whether a step is scheduled while the one before is computed, as Model Runner V2 does it on a GPU.
+    """
+    with _scheduling(is_async=is_async):
+        llm = _start(model, window, sjd, kwargs)
     running = Engine(llm)
     try:
         yield running
@@ -82,6 +111,18 @@ def engine(model: Path, *, window: int = 16, sjd: dict[str, Any] | None = None, 
         del llm
         gc.collect()
         cleanup_dist_env_and_memory()
+
+
+def _start(model: Path, window: int, sjd: dict[str, Any] | None, kwargs: dict[str, Any]) -> LLM:
+    return LLM(
+        model=str(model),
+        speculative_config={"method": "sjd", "num_speculative_tokens": window, **(sjd or {})},
+        enforce_eager=True,
+        skip_tokenizer_init=True,
+        dtype="float32",
+        disable_log_stats=False,
+        **{"kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 64, **kwargs},
+    )
 
 
 def record_preemptions(running: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine_harness import Engine, guided, sampling
+from engine_harness import Engine, guided, sampling, scaled
 
 PROMPTS = [[1, 2, 3], [5], [7, 8, 9, 10, 11, 12, 13] * 9, [3] * 120]
 GUIDANCE: list[dict[str, Any] | None] = [None, guided(3.0, [1, 9]), guided(0.5, [4, 6] * 60)]
-NUM_TOKENS = 220
+NUM_TOKENS = scaled(220, 40)
 
 
 def check_mixed_batch(running: Engine, expected: dict[tuple[int, int], list[int]], windows: list[int]) -> None:

@@ -6,62 +6,70 @@ is those bytes at the copy bandwidth that is measured first, on the same device.
 
 from __future__ import annotations
 
-import argparse
 import itertools
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu.common import Run, parser
+from benchmarks.gpu.timing import copy_bandwidth, times
 from sjd_kernels.gumbel_choices import gumbel_choices
 from sjd_kernels.process_target import process_target_fused
 from sjd_kernels.verify_and_refresh import verify_and_refresh
+from sjd_vllm.config import ConfigError
 from sjd_vllm.core import CounterNoise, DraftWindow, get_first_guess, get_redraft, jacobi_step, process_target
 from sjd_vllm.core import gumbel_choices as core_choices
-from sjd_vllm.images.machine import provenance
-from sjd_vllm.images.rows import append_rows, rounded
+from sjd_vllm.images.flags import int_list
+from sjd_vllm.images.rows import rounded
 
-RESULTS = Path(__file__).parent.parent / "results" / "kernels.csv"
+KERNELS = ("gumbel_choices", "process_target", "verify_and_refresh")
 TOP_K, SCALE = 2000, 3.0
 Call = Callable[[], object]
 
 
 def main() -> None:
     """One row a kernel and shape."""
-    args = _parse_args()
-    has_gpu = torch.cuda.is_available()
-    if not has_gpu and args.output == RESULTS:
-        raise SystemExit("no GPU: figures of the interpreter do not belong in results/; name another --output")
-    device = torch.device("cuda" if has_gpu else "cpu")
-    bandwidth = _copy_bandwidth(device, args.repeats)
+    made = parser(__doc__)
+    made.add_argument("--requests", type=int_list, default=[1, 4, 16, 64], help="R, pictures in a batch")
+    made.add_argument("--slots", type=int_list, default=[1, 33, 65], help="S, scored positions of each")
+    made.add_argument("--columns", type=int_list, default=[8192, 16384, 65536], help="V, columns of the codebook")
+    made.add_argument("--repeats", type=int, default=50, help="times that each is measured (50)")
+    args = made.parse_args()
+    run = Run.from_flags(args)
+    rows = run.rows("kernels", "kernel", "requests", "slots", "columns")
+    is_gpu = run.device.type == "cuda"
+    bandwidth = copy_bandwidth(run.device, args.repeats)
     for r, s, v in itertools.product(args.requests, args.slots, args.columns):
-        for name, kernel, core, num_bytes in cases(r, s, v, device):
-            p20, p50, p80 = times(kernel, device, args.repeats)
-            core_p50 = times(core, device, args.repeats)[1]
-            row: dict[str, object] = {
-                **provenance(),
-                "triton": version("triton"),
-                "device": torch.cuda.get_device_name() if has_gpu else "cpu-interpreter",
-                "kernel": name,
-                "requests": r,
-                "slots": s,
-                "columns": v,
-                "bytes": num_bytes,
-                "p20_us": rounded(1e6 * p20),
-                "p50_us": rounded(1e6 * p50),
-                "p80_us": rounded(1e6 * p80),
-                "core_p50_us": rounded(1e6 * core_p50),
-                "gb_per_s": rounded(num_bytes / p50 / 1e9),
-                "copy_gb_per_s": rounded(bandwidth / 1e9),
-                "times_floor": rounded(p50 * bandwidth / num_bytes),
-                "launches": launches(kernel) if has_gpu else "",
-            }
-            append_rows(args.output, [row])
-            print(f"{name} R={r} S={s} V={v}: {row['p50_us']} us, {row['times_floor']} x floor", flush=True)
+        shape = {"requests": r, "slots": s, "columns": v}
+        if all(rows.has(kernel=name, **shape) for name in KERNELS):
+            continue
+        for name, kernel, core, num_bytes in cases(r, s, v, run.device):
+            if rows.has(kernel=name, **shape):
+                continue
+            p20, p50, p80 = times(kernel, run.device, args.repeats)
+            core_p50 = times(core, run.device, args.repeats)[1]
+            rows.append(
+                {
+                    "triton": version("triton"),
+                    "device": torch.cuda.get_device_name() if is_gpu else "cpu-interpreter",
+                    "kernel": name,
+                    **shape,
+                    "bytes": num_bytes,
+                    "p20_us": rounded(1e6 * p20),
+                    "p50_us": rounded(1e6 * p50),
+                    "p80_us": rounded(1e6 * p80),
+                    "core_p50_us": rounded(1e6 * core_p50),
+                    "gb_per_s": rounded(num_bytes / p50 / 1e9),
+                    "copy_gb_per_s": rounded(bandwidth / 1e9),
+                    "times_floor": rounded(p50 * bandwidth / num_bytes),
+                    "launches": launches(kernel) if is_gpu else "",
+                }
+            )
 
 
 def cases(r: int, s: int, v: int, device: torch.device) -> list[tuple[str, Call, Call, int]]:
@@ -118,34 +126,10 @@ def cases(r: int, s: int, v: int, device: torch.device) -> list[tuple[str, Call,
     both_halves = 2 * n * v * logits.element_size()
     # the drafts' q is p, so all are accepted and one row a request, the bonus token's, is read
     return [
-        ("gumbel_choices", choose, choose_core, both_halves + n * 64),
-        ("process_target", process, process_core, both_halves + n * v * 4),
-        ("verify_and_refresh", verify, verify_core, r * v * 4 + n * 40),
+        (KERNELS[0], choose, choose_core, both_halves + n * 64),
+        (KERNELS[1], process, process_core, both_halves + n * v * 4),
+        (KERNELS[2], verify, verify_core, r * v * 4 + n * 40),
     ]
-
-
-def times(call: Call, device: torch.device, repeats: int) -> tuple[float, float, float]:
-    """p20, p50 and p80 in seconds; on a GPU by its events, each time with a flushed L2."""
-    import time
-
-    call()
-    taken = []
-    flush = torch.empty(2**28 if device.type == "cuda" else 1, dtype=torch.int8, device=device)
-    for _ in range(repeats):
-        flush.zero_()
-        if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            call()
-            end.record()
-            end.synchronize()
-            taken.append(start.elapsed_time(end) / 1e3)
-        else:
-            began = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - began)
-    p20, p50, p80 = torch.tensor(taken, dtype=torch.double).quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist()
-    return p20, p50, p80
 
 
 def launches(call: Call) -> int:
@@ -156,24 +140,8 @@ def launches(call: Call) -> int:
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiled.events())
 
 
-def _copy_bandwidth(device: torch.device, repeats: int) -> float:
-    source = torch.empty(2**29 if device.type == "cuda" else 2**20, dtype=torch.int8, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.numel() / times(lambda: target.copy_(source), device, repeats)[1]
-
-
-def _parse_args() -> argparse.Namespace:
-    def numbers(text: str) -> list[int]:
-        return [int(part) for part in text.split(",")]
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=numbers, default=[1, 4, 16, 64], help="R, pictures in a batch")
-    parser.add_argument("--slots", type=numbers, default=[1, 33, 65], help="S, scored positions of each")
-    parser.add_argument("--columns", type=numbers, default=[8192, 16384, 65536], help="V, columns of the codebook")
-    parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(f"kernels.py: error: {error}")

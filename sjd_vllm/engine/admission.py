@@ -17,6 +17,7 @@ from sjd_vllm.config import ConfigError, SJDConfig, SJDParams
 from sjd_vllm.models.family import ImageFamily
 from sjd_vllm.models.grammar import ImageGrammar
 from sjd_vllm.models.registry import load_family
+from sjd_vllm.runner_choice import check_redraft
 
 CONFIG_KEY = "sjd"
 
@@ -48,6 +49,7 @@ def admit(request: EngineCoreRequest, vllm_config: Any) -> None:
     try:
         params = SJDParams.from_extra_args(sampling.extra_args)
         params.check_engine(config)
+        check_redraft(params.redraft_of(config), vllm_config)
         _refuse_unsupported(sampling, request)
         _check_embeds(request, vllm_config.model_config)
         _apply_grammar(request, sampling, params, config, vllm_config)

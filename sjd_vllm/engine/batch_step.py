@@ -54,30 +54,20 @@ class ScheduledBatch:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Requests of one pool that emit in a step.
+class ScoredRows:
+    """Rows of vLLM's batch whose drafts are scored together.
 
     Attributes:
-        slots: int64 [R]; in the pool.
-        cond, uncond: int64 [R]; rows of vLLM's batch, the same row twice without guidance.
+        cond, uncond: int64 [R]; rows of the batch, the same row twice without guidance.
         num_drafts: int64 [R]; how many drafts both rows were scheduled with.
-        positions: int64 [R]; output position of the first draft.
     """
 
-    slots: Array
     cond: Array
     uncond: Array
     num_drafts: Array
-    positions: Array
 
     def __len__(self) -> int:
-        return len(self.slots)
-
-    def select(self, which: Array) -> Pictures:
-        """Some of them, by a mask or by index."""
-        return Pictures(
-            self.slots[which], self.cond[which], self.uncond[which], self.num_drafts[which], self.positions[which]
-        )
+        return len(self.cond)
 
     @cached_property
     def starts(self) -> Array:
@@ -93,3 +83,24 @@ class Pictures:
     def offsets(self) -> Array:
         """int64 [N]; slot of the window, 0 the first."""
         return np.arange(len(self.owner)) - self.starts[self.owner]
+
+
+@dataclass(frozen=True)
+class Pictures(ScoredRows):
+    """Requests of one pool that emit in a step.
+
+    Attributes:
+        slots: int64 [R]; in the pool.
+        positions: int64 [R]; output position of the first draft.
+    """
+
+    slots: Array
+    positions: Array
+
+    def select(self, which: Array) -> Pictures:
+        """Some of them, by a mask or by index."""
+        if which.dtype == np.bool_ and which.all():
+            return self
+        return Pictures(
+            self.cond[which], self.uncond[which], self.num_drafts[which], self.slots[which], self.positions[which]
+        )

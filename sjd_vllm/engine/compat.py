@@ -31,6 +31,7 @@ class PrivateName:
 _RUNNER = "vllm.v1.worker.gpu_model_runner"
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 _LAUNCHERS = "vllm.entrypoints.launchers"
+_V2 = "vllm.v1.worker.gpu"
 PRIVATE_NAMES = (
     PrivateName("vllm.engine.arg_utils", "EngineArgs.add_cli_args", "patched: flags --speculative-model and kin"),
     PrivateName("vllm.engine.arg_utils", "EngineArgs.create_engine_config", "patched: rewrites the method sjd"),
@@ -43,6 +44,18 @@ PRIVATE_NAMES = (
         "overridden: stock code zero-fills drafts near the end",
     ),
     PrivateName(_RUNNER, "GPUModelRunner._on_request_state_removed", "overridden: frees a request's window"),
+    PrivateName(_V2 + ".model_runner", "GPUModelRunner.load_model", "extended: our speculator for that of ngram_gpu"),
+    PrivateName(_V2 + ".model_runner", "GPUModelRunner.add_requests", "extended: takes requests into their slots"),
+    PrivateName(_V2 + ".model_runner", "GPUModelRunner._remove_request", "extended: frees a request's slot"),
+    PrivateName(_V2 + ".model_runner", "GPUModelRunner.prepare_inputs", "extended: writes drafts into the inputs"),
+    PrivateName(_V2 + ".model_runner", "GPUModelRunner.sample", "overridden: scores drafts and refreshes them"),
+    PrivateName(_V2 + ".sample.output", "SamplerOutput", "constructed: the tokens of a step"),
+    PrivateName(_V2 + ".spec_decode.speculator", "BaseSpeculator", "base of what stands for a speculator"),
+    PrivateName("vllm.utils.torch_utils", "async_tensor_h2d", "called: a step's one copy to the device"),
+    PrivateName("vllm.v1.worker.cpu.model_runner", "CPUModelRunner", "base of our V2 runner on a CPU"),
+    PrivateName("vllm.config", "VllmConfig.use_v2_model_runner", "read: which runner vLLM chose"),
+    PrivateName(_SCHEDULER, "Scheduler._update_after_schedule", "extended: how many drafts the next step may have"),
+    PrivateName("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", "base of our scheduler beside V2"),
     PrivateName("vllm.v1.worker.gpu_worker", "Worker._make_model_runner", "overridden: builds our runner on a GPU"),
     PrivateName("vllm.v1.worker.cpu_worker", "CPUWorker.init_device", "extended: the CPU worker hard-codes its runner"),
     PrivateName(_RUNNER, "GPUModelRunner.execute_model", "extended on a CPU: threads by the size of the step"),

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sjd_vllm.core import sweep, uniform_choice
+from sjd_kernels.sweep_cpu import sweep_cpu
+from sjd_vllm.core import uniform_choice
 from sjd_vllm.engine.batch_step import Pictures, ScheduledBatch
-from sjd_vllm.engine.legal_set import LegalSet
+from sjd_vllm.engine.legal_set import LegalSet, SettingsSpan
 from sjd_vllm.engine.slot_table import Array, SlotTable
 
 
@@ -33,7 +34,7 @@ class FixedNoisePool:
         self._set_of_position = set_of_position
         counts = np.array([len(legal.token_ids) for legal in self._sets])
         self._num_legal = counts[set_of_position]
-        self._only_id = np.array([legal.token_ids[0] if len(legal.token_ids) == 1 else -1 for legal in self._sets])
+        self._only_id = np.array([legal.only_id for legal in self._sets])
         self._width = width
         self._drafts = np.zeros((0, len(set_of_position)), np.int64)
 
@@ -49,7 +50,7 @@ class FixedNoisePool:
         places = uniform_choice(torch.from_numpy(self._num_legal), seeds=seeds, positions=positions).numpy()
         for index, legal in enumerate(self._sets):
             where = self._set_of_position == index
-            self._drafts[slot, where] = legal.token_ids[places[where]]
+            self._drafts[slot, where] = legal.token_ids.numpy()[places[where]]
         return slot
 
     def windows(self, slots: Array, positions: Array) -> list[list[int]]:
@@ -69,13 +70,7 @@ class FixedNoisePool:
         owner, offsets = pictures.owner, pictures.offsets
         positions = pictures.positions[owner] + offsets
         choices = self._choices(pictures, batch, positions)
-        num_final = sweep(
-            torch.from_numpy(self._drafts),
-            torch.from_numpy(pictures.slots[owner]),
-            torch.from_numpy(positions),
-            torch.from_numpy(choices),
-            torch.from_numpy(pictures.starts),
-        ).numpy()
+        num_final: Array = sweep_cpu(self._drafts, pictures.slots[owner], positions, choices, pictures.starts)
         is_final = offsets < num_final[owner]
         for rows in (pictures.cond, pictures.uncond):
             emitted[rows[owner[is_final]], offsets[is_final]] = choices[is_final]
@@ -92,15 +87,22 @@ class FixedNoisePool:
 
     def _chosen(self, index: int, pictures: Pictures, batch: ScheduledBatch, positions: Array, where: Array) -> Array:
         owner, offsets = pictures.owner[where], pictures.offsets[where]
-        own = pictures.slots[owner]
-        return self._sets[index].choices(
-            batch.logits,
-            rows=batch.first[pictures.cond[owner]] + offsets,
-            uncond_rows=batch.first[pictures.uncond[owner]] + offsets,
-            guidance_scale=self.slots.guidance_scale[own],
-            temperature=self.slots.temperature[own],
-            top_k=self.slots.top_k[own],
-            top_p=self.slots.top_p[own],
-            seeds=self.slots.seed[own],
-            positions=positions[where],
-        )
+        own, slots = pictures.slots[owner], self.slots
+        settings = {
+            "guidance_scale": slots.guidance_scale,
+            "temperature": slots.temperature,
+            "top_k": slots.top_k,
+            "top_p": slots.top_p,
+        }
+        span = SettingsSpan.of(**{name: column[pictures.slots] for name, column in settings.items()})
+        per_row = {
+            "rows": batch.first[pictures.cond[owner]] + offsets,
+            "uncond_rows": batch.first[pictures.uncond[owner]] + offsets,
+            "seeds": slots.seed[own],
+            "positions": positions[where],
+            **{name: column[own] for name, column in settings.items()},
+        }
+        device = batch.logits.device
+        on_device = {name: torch.from_numpy(values).to(device) for name, values in per_row.items()}
+        chosen: Array = self._sets[index].choices(batch.logits, span, **on_device).cpu().numpy()
+        return chosen

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import secrets
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vllm.sampling_params import SamplingParams
@@ -17,38 +18,44 @@ from vllm.v1.request import Request
 from sjd_vllm.config import SJDParams
 
 _COMPANION_SUFFIX = "#uncond"
-# the key of extra_args under which the scheduler tells the runner what it needs to know about a request
-RUNNER_KEY = "sjd_runner"
+_KEY = "sjd_runner"  # of extra_args, for RunnerArgs
 
 
-def prepare_request(
-    request: Request, *, partner_id: str | None, is_companion: bool, is_adaptive: bool, noise_seed: int
-) -> None:
-    """Give the request SamplingParams of its own that tell the runner its seed and its partner.
+@dataclass(frozen=True)
+class RunnerArgs:
+    """What the scheduler tells the runner about a request, beside the user's own settings.
 
-    is_adaptive: whether the scheduler may shorten its window.
+    Attributes:
+        seed: key of its noise.
+        window: the longest window that it may have.
+        is_adaptive: whether the scheduler may shorten it.
+        partner: id of the other half of a guidance pair; None without guidance.
+        is_companion: whether it is the hidden half.
+    """
+
+    seed: int
+    window: int
+    is_adaptive: bool
+    partner: str | None = None
+    is_companion: bool = False
+
+    @classmethod
+    def of(cls, sampling: Any) -> RunnerArgs | None:
+        """Those of a prepared request's SamplingParams; None if it was not prepared (a runner's own warm-up)."""
+        given = (sampling.extra_args or {}).get(_KEY)
+        return None if given is None else cls(**given)
+
+
+def prepare_request(request: Request, runner_args: RunnerArgs) -> None:
+    """Give the request SamplingParams of its own that carry the arguments for the runner.
 
     Requests of one n > 1 call share one SamplingParams object when the engine runs in-process. The seed moves out
     of vLLM's field, because vLLM would build a stateful generator from it, which is neither used nor rewound right.
     """
     params: SamplingParams = copy.copy(request.sampling_params)
     params.seed = None
-    params.extra_args = {
-        **(params.extra_args or {}),
-        RUNNER_KEY: {
-            "seed": noise_seed,
-            "partner": partner_id,
-            "is_companion": is_companion,
-            "is_adaptive": is_adaptive,
-        },
-    }
+    params.extra_args = {**(params.extra_args or {}), _KEY: asdict(runner_args)}
     request.sampling_params = params
-
-
-def is_adaptive(request: Request) -> bool:
-    """Whether the scheduler may shorten a prepared request's window."""
-    answer: bool = request.sampling_params.extra_args[RUNNER_KEY]["is_adaptive"]
-    return answer
 
 
 def noise_seed(request: Request) -> int:
@@ -84,10 +91,12 @@ class GuidancePairs:
         """(companion, main) of every pair."""
         return [(a, b) for a, b in self._partner.items() if self.is_companion(a)]
 
-    def open(self, main: Request, params: SJDParams, *, is_adaptive: bool) -> Request:
-        """Make the companion of an admitted request and mark both as halves of a pair."""
+    def open(self, main: Request, params: SJDParams, runner_args: RunnerArgs) -> Request:
+        """Make the companion of an admitted request and mark both as halves of a pair.
+
+        runner_args: of the main, its partner aside.
+        """
         companion_id = main.request_id + _COMPANION_SUFFIX
-        seed = noise_seed(main)
         companion = Request(
             request_id=companion_id,
             prompt_token_ids=list(params.negative_prompt_token_ids),
@@ -100,9 +109,8 @@ class GuidancePairs:
             priority=main.priority,
             block_hasher=main._block_hasher,
         )
-        common = {"is_adaptive": is_adaptive, "noise_seed": seed}
-        prepare_request(main, partner_id=companion_id, is_companion=False, **common)
-        prepare_request(companion, partner_id=main.request_id, is_companion=True, **common)
+        prepare_request(main, replace(runner_args, partner=companion_id))
+        prepare_request(companion, replace(runner_args, partner=main.request_id, is_companion=True))
         self._partner[companion_id] = main.request_id
         self._partner[main.request_id] = companion_id
         return companion
@@ -117,7 +125,7 @@ class GuidancePairs:
 def _endless(params: Any) -> SamplingParams:
     """A companion never stops by itself: it ends when its main does."""
     endless: SamplingParams = copy.copy(params)
-    endless.max_tokens = 1 << 40
+    endless.max_tokens = 1 << 30  # the runners keep sums with it as int32
     endless.ignore_eos = True
     endless.stop = []
     endless.stop_token_ids = []

@@ -1,4 +1,4 @@
-"""The choices of the noise on a GPU, by the Triton kernel, for arrays that the host holds."""
+"""The choices of the noise on a GPU, by the Triton kernel."""
 
 from __future__ import annotations
 
@@ -7,22 +7,14 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from sjd_vllm.engine.slot_table import Array
-
 
 def has_kernels(device: torch.device) -> bool:
     """Whether the Triton kernels run there: on CUDA with triton installed. Elsewhere the core does the same."""
     return device.type == "cuda" and find_spec("triton") is not None
 
 
-def choices(logits: Tensor, first_token_id: int, num_columns: int, **per_row: Array) -> Array:
-    """What the noise picks, token ids int64 [N]; -1 where the logits are NaN or all -inf.
+def gumbel_choices_cuda(logits: Tensor, first_token_id: int, num_columns: int, **per_row: Tensor) -> Tensor:
+    """`sjd_kernels.gumbel_choices`, which see; imported when called, because triton is not installed everywhere."""
+    from sjd_kernels.gumbel_choices import gumbel_choices
 
-    logits: [M, vocabulary] on the device. The other arguments are those of `sjd_kernels.gumbel_choices`, as arrays of
-    the host. Waits for the device.
-    """
-    from sjd_kernels.gumbel_choices import gumbel_choices  # triton is not installed everywhere
-
-    on_device = {name: torch.from_numpy(values).to(logits.device) for name, values in per_row.items()}
-    ids: Array = gumbel_choices(logits, first_token_id, num_columns, **on_device).cpu().numpy()
-    return ids
+    return gumbel_choices(logits, first_token_id, num_columns, **per_row)

@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from sjd_kernels.gumbel_choices_cpu import gumbel_choices_cpu
 from sjd_vllm.core import gumbel_choices
-from sjd_vllm.engine.kernels import choices, has_kernels
+from sjd_vllm.engine.kernels import gumbel_choices_cuda, has_kernels
 from sjd_vllm.engine.slot_table import Array
+
+
+@dataclass(frozen=True)
+class SettingsSpan:
+    """What the requests of a step ask for together; the host knows it, so that the device need not be asked."""
+
+    is_guided: bool
+    has_temperature: bool
+    has_top_p: bool
+    lowest_top_k: int
+    highest_top_k: int
+
+    @classmethod
+    def of(cls, guidance_scale: Array, temperature: Array, top_k: Array, top_p: Array) -> SettingsSpan:
+        """From the settings of at least one request, arrays of one length."""
+        return cls(
+            is_guided=bool((guidance_scale != 1).any()),
+            has_temperature=bool((temperature != 1).any()),
+            has_top_p=bool((top_p < 1).any()),
+            lowest_top_k=int(top_k.min()),
+            highest_top_k=int(top_k.max()),
+        )
 
 
 class LegalSet:
     """Token ids that are legal at some positions.
 
-    Args:
+    Attributes:
         token_ids: long [V], ascending.
+        device_ids: the same on the device.
+        only_id: the id where there is one alone, else -1.
+
+    Args:
         device: of the logits.
     """
 
     def __init__(self, token_ids: Tensor, device: torch.device) -> None:
-        self.token_ids: Array = token_ids.numpy()
-        self._device = device
-        self._device_ids = token_ids.to(device)
+        self.token_ids = token_ids
+        self.only_id = int(token_ids[0]) if len(token_ids) == 1 else -1
+        self.device_ids = token_ids.to(device)
         first, last = int(token_ids[0]), int(token_ids[-1])
         # a contiguous range of ids is a view of the logits, not a copy
         self._range = slice(first, last + 1) if last - first + 1 == len(token_ids) else None
@@ -30,23 +58,26 @@ class LegalSet:
     def choices(
         self,
         logits: Tensor,
+        span: SettingsSpan,
         *,
-        rows: Array,
-        uncond_rows: Array,
-        guidance_scale: Array,
-        temperature: Array,
-        top_k: Array,
-        top_p: Array,
-        seeds: Array,
-        positions: Array,
-    ) -> Array:
-        """What the noise picks, token ids int64 [N]; -1 where the logits are NaN or all -inf.
+        rows: Tensor,
+        uncond_rows: Tensor,
+        guidance_scale: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        seeds: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        """What the noise picks, token ids int64 [N]; -1 where the logits are NaN or all -inf. Does not wait for a GPU.
 
         logits: [M, vocabulary]; rows, uncond_rows: int64 [N] into it, the same where there is no guidance.
-        The others are one value a row, as in `gumbel_choices`.
+        span: of the requests that the rows belong to.
+        The others are one value a row, as in `gumbel_choices`, on the logits' device.
         """
-        if self._range is not None and bool((top_p >= 1).all()):
-            first, num_columns = int(self.token_ids[0]), len(self.token_ids)
+        is_on_cpu = logits.device.type == "cpu"
+        if self._range is not None and not span.has_top_p:
+            first, num_columns = self._range.start, len(self.token_ids)
             per_row = {
                 "rows": rows,
                 "uncond_rows": uncond_rows,
@@ -56,28 +87,23 @@ class LegalSet:
                 "seeds": seeds,
                 "positions": positions,
             }
-            if logits.device.type == "cpu" and logits.dtype == torch.float32:
-                return gumbel_choices_cpu(logits.numpy(), first, num_columns, **per_row)
+            if is_on_cpu and logits.dtype == torch.float32:
+                arrays = {name: values.numpy() for name, values in per_row.items()}
+                return torch.from_numpy(gumbel_choices_cpu(logits.numpy(), first, num_columns, **arrays))
             if has_kernels(logits.device):
-                return choices(logits, first, num_columns, **per_row)
-        columns = logits[:, self._range] if self._range is not None else logits[:, self._device_ids]
-        is_guided = bool((guidance_scale != 1).any())
-        highest, lowest = int(top_k.max()), int(top_k.min())
-        chosen = gumbel_choices(
-            columns[self._to_device(rows)].float(),
-            self._device_ids,
-            seeds=self._to_device(seeds),
-            positions=self._to_device(positions),
-            uncond_logits=columns[self._to_device(uncond_rows)].float() if is_guided else None,
-            guidance_scale=self._to_device(guidance_scale) if is_guided else None,
-            temperature=self._to_device(temperature) if (temperature != 1).any() else None,
-            # one value for all rows selects without a count a row
-            top_k=None if highest == 0 else highest if highest == lowest else self._to_device(top_k),
-            top_p=self._to_device(top_p) if (top_p < 1).any() else None,
-            max_top_k=highest,
+                return gumbel_choices_cuda(logits, first, num_columns, **per_row)
+        columns = logits[:, self._range] if self._range is not None else logits[:, self.device_ids]
+        # one value for all rows selects without a count a row, but looks at what it selected
+        is_one_top_k = is_on_cpu and span.lowest_top_k == span.highest_top_k
+        return gumbel_choices(
+            columns[rows].float(),
+            self.device_ids,
+            seeds=seeds,
+            positions=positions,
+            uncond_logits=columns[uncond_rows].float() if span.is_guided else None,
+            guidance_scale=guidance_scale if span.is_guided else None,
+            temperature=temperature if span.has_temperature else None,
+            top_k=None if span.highest_top_k == 0 else span.highest_top_k if is_one_top_k else top_k,
+            top_p=top_p if span.has_top_p else None,
+            max_top_k=span.highest_top_k,
         )
-        ids: Array = chosen.cpu().numpy()
-        return ids
-
-    def _to_device(self, values: Array) -> Tensor:
-        return torch.from_numpy(values).to(self._device)

@@ -5,33 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from sjd_vllm.config import GUMBEL, SJDConfig, SJDParams
+from sjd_vllm.engine.drafting_rule import DraftingRule
 from sjd_vllm.engine.fixed_noise_pool import FixedNoisePool
-from sjd_vllm.engine.guidance_pairs import RUNNER_KEY
+from sjd_vllm.engine.guidance_pairs import RunnerArgs
 from sjd_vllm.engine.rejection_pool import RejectionPool
 from sjd_vllm.models.family import ImageFamily
-from sjd_vllm.models.grammar import ImageGrammar
 
 Pool = FixedNoisePool | RejectionPool
-
-
-@dataclass(frozen=True)
-class DraftingRule:
-    """What requests must share to be stepped together.
-
-    Attributes:
-        grammar: legal ids by position, or None for free text.
-        token_ids: the legal ids when there is no grammar, ascending; None is the whole vocabulary.
-        redraft, first_guess: strategy names.
-    """
-
-    grammar: ImageGrammar | None
-    token_ids: tuple[int, ...] | None
-    redraft: str
-    first_guess: str
 
 
 @dataclass(frozen=True)
@@ -72,63 +55,48 @@ class RequestStates:
     def __len__(self) -> int:
         return len(self._states)
 
+    @property
+    def num_rules(self) -> int:
+        """Rules, and with them pools, that are in use."""
+        return len(self.pools)
+
     def get(self, request_id: str, sampling_params: Any) -> RequestState | None:
         """The state of a request, made when first seen; None for a companion, which follows its main."""
         state = self._states.get(request_id)
-        if state is None and not sampling_params.extra_args[RUNNER_KEY]["is_companion"]:
-            state = self._states[request_id] = self._new(sampling_params)
+        if state is None:
+            runner_args = RunnerArgs.of(sampling_params)
+            if runner_args is None:
+                raise RuntimeError("the request was not prepared by our scheduler")
+            if not runner_args.is_companion:
+                state = self._states[request_id] = self._new(sampling_params, runner_args)
         return state
 
-    def _new(self, sampling: Any) -> RequestState:
+    def _new(self, sampling: Any, runner_args: RunnerArgs) -> RequestState:
         params = SJDParams.from_extra_args(sampling.extra_args)
-        runner_args = sampling.extra_args[RUNNER_KEY]
-        window = self.config.num_speculative_tokens
-        if params.num_speculative_tokens is not None:
-            window = min(window, params.num_speculative_tokens)
-        rule = self._rule(params, sampling.allowed_token_ids)
+        rule = DraftingRule.of(params, sampling, self.config, self._family)
         if rule not in self.pools:
             self.pools[rule] = self._new_pool(rule)
         pool = self.pools[rule]
         slot = pool.take_slot(
-            seed=runner_args["seed"],
+            seed=runner_args.seed,
             guidance_scale=params.guidance_scale,
             temperature=sampling.temperature,
             top_k=max(sampling.top_k, 0),
             top_p=sampling.top_p,
-            window=window,
+            window=runner_args.window,
             num_tokens=params.num_given_tokens + sampling.max_tokens,
             num_given=params.num_given_tokens,
         )
-        return RequestState(runner_args["partner"], rule, pool, slot)
-
-    def _rule(self, params: SJDParams, allowed_token_ids: list[int] | None) -> DraftingRule:
-        grammar = None
-        if params.image_size is not None:
-            if self._family is None:
-                raise ValueError("image_size was asked of a model that is no image model")
-            grammar = self._family.grammar(self._family.size(params.image_size))
-        return DraftingRule(
-            grammar=grammar,
-            token_ids=None if allowed_token_ids is None else tuple(sorted(set(allowed_token_ids))),
-            redraft=params.redraft_of(self.config),
-            first_guess=params.first_guess_of(self.config),
-        )
+        return RequestState(runner_args.partner, rule, pool, slot)
 
     def _new_pool(self, rule: DraftingRule) -> Pool:
-        width, grammar = self.config.num_speculative_tokens, rule.grammar
-        if grammar is not None:
-            ids = grammar.token_ids
-        else:
-            ids = torch.arange(self._vocab_size) if rule.token_ids is None else torch.tensor(rule.token_ids)
+        width = self.config.num_speculative_tokens
         if rule.redraft == GUMBEL:
-            legal_sets, set_of_position = [ids], np.zeros(self._max_num_tokens, np.int64)
-            if grammar is not None:
-                legal_sets = [ids[columns] for columns in grammar.legal_sets]
-                set_of_position = grammar.set_of_position.numpy()
+            legal_sets, set_of_position = rule.legal_sets(self._vocab_size, self._max_num_tokens)
             return FixedNoisePool(legal_sets, set_of_position, width=width, device=self._device)
         return RejectionPool(
-            grammar,
-            ids,
+            rule.grammar,
+            rule.legal_ids(self._vocab_size),
             width=width,
             redraft=rule.redraft,
             first_guess=rule.first_guess,

@@ -1,16 +1,19 @@
 """vLLM's scheduler, extended so that the two halves of a guidance pair advance together or not at all.
 
 What the stock scheduler decides about chunks, budgets, prefix hits and blocks stays as it is. The runner refuses to
-emit for a half whose other half is not ready; here that half is rolled back by one token, so that it recomputes its
-last token until it is paired.
+emit for a half whose other half is not ready; here that half is rolled back to its last token, which it recomputes
+until it is paired. That holds with a later step already handed out (asynchronous scheduling), too: what a step was
+assumed to give and did not is taken back when its result comes, whatever was assumed since.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
@@ -22,7 +25,7 @@ from vllm.v1.spec_decode.metrics import SpecDecodingStats
 from sjd_vllm.config import SJDConfig, SJDParams
 from sjd_vllm.counters import EngineCounters
 from sjd_vllm.engine.admission import engine_config
-from sjd_vllm.engine.guidance_pairs import GuidancePairs, is_adaptive, noise_seed, prepare_request
+from sjd_vllm.engine.guidance_pairs import GuidancePairs, RunnerArgs, noise_seed, prepare_request
 from sjd_vllm.engine.parent_watch import end_with_parent
 from sjd_vllm.engine.window_control import WindowController
 
@@ -30,8 +33,29 @@ from sjd_vllm.engine.window_control import WindowController
 _MAX_STALLS = 4
 
 
-class SJDScheduler(Scheduler):
-    """Synchronous V1 scheduler with guidance pairs, and with windows by load."""
+@dataclass(frozen=True)
+class _Step:
+    """A step that was handed to the runner.
+
+    Attributes:
+        scoring: the requests of which it scores tokens; the others are within their prompts.
+        num_rows, num_tokens: its size.
+    """
+
+    scoring: list[Request]
+    num_rows: int
+    num_tokens: int
+
+
+def _runner_args(request: Request) -> RunnerArgs:
+    runner_args = RunnerArgs.of(request.sampling_params)
+    if runner_args is None:
+        raise RuntimeError(f"request {request.request_id} was not prepared when it was added")
+    return runner_args
+
+
+class SJDSchedulerMixin:
+    """Guidance pairs and windows by load, before one of vLLM's schedulers."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,9 +65,12 @@ class SJDScheduler(Scheduler):
         self._config = engine_config(self.vllm_config) or SJDConfig()
         self._windows = WindowController(self._config.num_speculative_tokens)
         self._counters = EngineCounters(self.vllm_config.instance_id, is_writer=True)
+        self._counters.put("model_runner", 2 if self.use_v2_model_runner else 1)
+        self._awaited: set[str] = set()  # halves that were preempted for their other halves before the last step
         self._refused: dict[str, list[int]] = {}  # by request, the drafts of this step that were not accepted
-        self._step_started: float | None = None  # None while there is nothing to do
-        self._step_size = (0, 0)  # rows and tokens of the step under way
+        self._max_num_drafts = self.num_spec_tokens
+        self._steps: dict[int, _Step] = {}  # by id() of the SchedulerOutput, until its result has come
+        self._clock: float | None = None  # when the last step ended, or this one began; None while there is none
 
     def add_request(self, request: Request) -> None:
         """Queue the request and, if it is guided, its companion right behind it."""
@@ -51,46 +78,60 @@ class SJDScheduler(Scheduler):
             super().add_request(request)
             return
         params = SJDParams.from_extra_args(request.sampling_params.extra_args)
-        adapts = params.is_adaptive(self._config)
+        runner_args = RunnerArgs(
+            seed=noise_seed(request),
+            window=params.window_of(self._config),
+            is_adaptive=params.is_adaptive(self._config),
+        )
         if not params.is_guided:
-            prepare_request(
-                request,
-                partner_id=None,
-                is_companion=False,
-                is_adaptive=adapts,
-                noise_seed=noise_seed(request),
-            )
+            prepare_request(request, runner_args)
             super().add_request(request)
             return
-        companion = self.pairs.open(request, params, is_adaptive=adapts)
+        companion = self.pairs.open(request, params, runner_args)
         super().add_request(request)
         super().add_request(companion)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """One step's work; a half whose partner was preempted is preempted first, and windows are cut to the load."""
-        self._observe_step()
+        if self._clock is None:
+            self._clock = time.perf_counter()
         self._preempt_split_pairs()
         self._cut_windows()
         # With num_spec_tokens > 0 the stock scheduler pads a new one-token prefill with placeholder drafts of -1.
-        num_spec_tokens, self.num_spec_tokens = self.num_spec_tokens, 0
+        self.num_spec_tokens = 0
         try:
-            output = super().schedule(*args, **kwargs)
+            output: SchedulerOutput = super().schedule(*args, **kwargs)
         finally:
-            self.num_spec_tokens = num_spec_tokens
-        self._step_size = (len(output.num_scheduled_tokens), output.total_num_scheduled_tokens)
+            self.num_spec_tokens = self._max_num_drafts
         return output
 
-    def _observe_step(self) -> None:
-        """Tell the controller how long the last step took, with all that came between it and this one."""
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        # how many drafts an asynchronous scheduler assumes for the next step; they are cut before it
+        scheduler_output.num_spec_tokens_to_schedule = self._max_num_drafts
+        super()._update_after_schedule(scheduler_output)
+        scheduled = [self.requests[request_id] for request_id in scheduler_output.num_scheduled_tokens]
+        self._steps[id(scheduler_output)] = _Step(
+            scoring=[request for request in scheduled if not request.is_prefill_chunk],
+            num_rows=len(scheduled),
+            num_tokens=scheduler_output.total_num_scheduled_tokens,
+        )
+
+    def _observe_seconds(self, step: _Step) -> None:
+        """Tell the controller how long a step took that has just ended, with all that came after the one before."""
         now = time.perf_counter()
-        if self._step_started is not None and self._step_size[1]:
-            self._windows.observe_step(*self._step_size, now - self._step_started)
-        self._step_started = now
+        if self._clock is not None and step.num_tokens:
+            self._windows.observe_step(step.num_rows, step.num_tokens, now - self._clock)
+        self._clock = now if self.requests else None
 
     def _cut_windows(self) -> None:
-        """Exact: under fixed noise a draft decides when a token comes, never which."""
-        adaptive = [request for request in self.running if is_adaptive(request)]
-        others = [request for request in self.running if not is_adaptive(request)]
+        """Exact: under fixed noise a draft decides when a token comes, never which; the others have theirs by now."""
+        adaptive: list[Request] = []
+        others: list[Request] = []
+        for request in self.running:
+            runner_args = _runner_args(request)
+            (adaptive if runner_args.is_adaptive else others).append(request)
+            if len(request.spec_token_ids) > runner_args.window:
+                request.spec_token_ids = request.spec_token_ids[: runner_args.window]
         window = self._windows.choose(
             num_rows=len(adaptive),
             num_pictures=sum(not self.pairs.is_companion(request.request_id) for request in adaptive),
@@ -99,16 +140,28 @@ class SJDScheduler(Scheduler):
         )
         self._counters.put("window", window)
         for request in adaptive:
-            if len(request.spec_token_ids) > window:
-                request.spec_token_ids = request.spec_token_ids[:window]
+            length = min(window, self._useful_drafts(request))
+            if len(request.spec_token_ids) > length:
+                request.spec_token_ids = request.spec_token_ids[:length]
+
+    def _useful_drafts(self, request: Request) -> int:
+        """Drafts that could be accepted: none of a half that waits for the other, none after the last token."""
+        partner = self.requests.get(self.pairs.partner(request.request_id) or "", request)
+        if partner.status != RequestStatus.RUNNING or partner.is_prefill_chunk:
+            return 0
+        main = partner if self.pairs.is_companion(request.request_id) else request
+        return max(main.max_tokens - main.num_output_tokens - 1, 0)
 
     def _preempt_split_pairs(self) -> None:
         # Not inside _preempt_request: schedule() holds the running list in locals while it preempts.
+        # A half with a step in flight cannot be resumed at once, its other half can: it gets one step to follow.
+        awaited, self._awaited = self._awaited, set()
         now = time.monotonic()
         for half in reversed(self.running.copy()):
             other = self.requests.get(self.pairs.partner(half.request_id) or "")
-            if other is None or other.status != RequestStatus.PREEMPTED:
+            if other is None or other.status != RequestStatus.PREEMPTED or other.request_id in awaited:
                 continue
+            self._awaited.add(half.request_id)
             self.running.remove(half)
             self._preempt_request(half, now)
             self._counters.add("guidance_preemptions_total")
@@ -122,31 +175,43 @@ class SJDScheduler(Scheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """Book the step, roll back the halves that were held, end companions, hide them from the outputs."""
-        scheduled = [self.requests[i] for i in scheduler_output.num_scheduled_tokens if i in self.requests]
-        num_tokens_before = {request.request_id: request.num_tokens for request in scheduled}
+        step = self._steps.pop(id(scheduler_output))
+        # what comes of a step for a request that was preempted after it was handed out changes no count
+        scoring = [request for request in step.scoring if not request.num_stale_output_tokens]
+        num_tokens_before = {request.request_id: request.num_tokens for request in scoring}
         self._observe_lone_tokens(scheduler_output, model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        self._observe_drafts(scheduled, scheduler_output.scheduled_spec_decode_tokens, num_tokens_before)
+        self._observe_drafts(scoring, scheduler_output.scheduled_spec_decode_tokens, num_tokens_before)
         held = [
-            self.requests[request_id]
-            for request_id, num_tokens in num_tokens_before.items()
-            if request_id in self.requests and self._is_held(self.requests[request_id], num_tokens)
+            request
+            for request in scoring
+            if self.requests.get(request.request_id) is request
+            and request.status == RequestStatus.RUNNING
+            and request.num_tokens == num_tokens_before[request.request_id]
         ]
         self._fail_stalled({request.request_id for request in held})
         self._counters.add("steps_total")
         self._counters.add("guidance_stalls_total", len(held))
         self._counters.put("guidance_pairs", len(self.pairs))
         for request in held:
-            request.num_computed_tokens = request.num_tokens - 1
-            request.spec_token_ids = []
+            self._roll_back(request, scheduler_output.scheduled_spec_decode_tokens.get(request.request_id, ()))
         self._finish_lone_companions()
         for output in outputs.values():
             output.outputs = [o for o in output.outputs if not self.pairs.is_companion(o.request_id)]
             if output.finished_requests:
                 output.finished_requests = {i for i in output.finished_requests if not self.pairs.is_companion(i)}
-        if not self.requests:
-            self._step_started = None
+        self._observe_seconds(step)
         return outputs
+
+    def _roll_back(self, request: Request, drafts: Sequence[int]) -> None:
+        """All that the step scored of a request is computed again: its last token and the drafts."""
+        num_scored = 1 + len(drafts)
+        request.num_computed_tokens -= num_scored
+        if request.num_output_placeholders:
+            # a later step has been handed out already, on the same assumption, and is rolled back likewise
+            request.num_output_placeholders -= num_scored
+        else:
+            request.spec_token_ids = []
 
     def _observe_lone_tokens(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> None:
         """Count forwards without drafts in the requests' metrics too, where stock code has those with drafts alone."""
@@ -157,21 +222,22 @@ class SJDScheduler(Scheduler):
                 metrics.observe(0, 0, detailed=self.spec_decode_metrics_level == "detailed")
 
     def _observe_drafts(
-        self, scheduled: list[Request], drafts_of: dict[str, list[int]], num_tokens_before: dict[str, int]
+        self, scoring: list[Request], drafts_of: dict[str, list[int]], num_tokens_before: dict[str, int]
     ) -> None:
         """Tell controller and counters what became of the drafts; companions have the drafts of their mains."""
         self._refused = {}
-        for request in scheduled:
+        for request in scoring:
             request_id = request.request_id
             drafts = drafts_of.get(request_id)
             num_emitted = request.num_tokens - num_tokens_before[request_id]
             if not drafts or not num_emitted or self.pairs.is_companion(request_id):
                 continue
-            if is_adaptive(request):
+            if _runner_args(request).is_adaptive:
                 self._windows.observe_acceptance(len(drafts), num_emitted - 1)
             self._counters.add("drafts_scored_total", len(drafts))
             self._counters.add("drafts_accepted_total", num_emitted - 1)
-            self._refused[request_id] = drafts[num_emitted:]
+            if drafts[0] >= 0:  # the V1 runner's; those of V2 never leave the device
+                self._refused[request_id] = drafts[num_emitted:]
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
         """Take the next windows, and count which of the old drafts stand in them."""
@@ -182,15 +248,6 @@ class SJDScheduler(Scheduler):
                 pairs = list(zip(refused, request.spec_token_ids, strict=False))
                 self._counters.add("drafts_refreshed_total", len(pairs))
                 self._counters.add("drafts_kept_total", sum(old == new for old, new in pairs))
-
-    @staticmethod
-    def _is_held(request: Request, num_tokens_before: int) -> bool:
-        """Whether the whole request was computed and yet got no token."""
-        return (
-            request.status == RequestStatus.RUNNING
-            and request.num_tokens == num_tokens_before
-            and request.num_computed_tokens >= num_tokens_before
-        )
 
     def _fail_stalled(self, held: set[str]) -> None:
         """End requests that had all they needed, several steps in a row, and got no token: their logits are NaN."""
@@ -234,3 +291,11 @@ class SJDScheduler(Scheduler):
             return spec_decoding_stats
         stats: SpecDecodingStats | None = super().make_spec_decoding_stats(spec_decoding_stats, *args, **kwargs)
         return stats
+
+
+class SJDScheduler(SJDSchedulerMixin, Scheduler):
+    """Hands out a step when the one before has ended."""
+
+
+class SJDAsyncScheduler(SJDSchedulerMixin, AsyncScheduler):
+    """Hands out a step while the one before is computed; for Model Runner V2."""

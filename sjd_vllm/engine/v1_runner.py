@@ -87,10 +87,10 @@ class SJDRunnerMixin:
             is_ready &= num_output[group.cond] == num_output[group.uncond]
             positions = num_output[group.cond] + group.pool.slots.num_given[group.slots]
             pictures = Pictures(
-                group.slots,
                 group.cond,
                 group.uncond,
                 np.minimum(batch.num_drafts[group.cond], batch.num_drafts[group.uncond]),
+                group.slots,
                 positions,
             )
             is_ready[is_ready] = group.pool.ready(pictures.select(is_ready), self._step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import cached_property
 from typing import Any
@@ -13,10 +14,12 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
 
-from sjd_kernels.gumbel_choices_cpu import compile_now
+from sjd_kernels import gumbel_choices_cpu, sweep_cpu
 from sjd_vllm.build import BUILD_KEY, require_build
 from sjd_vllm.engine.cpu_threads import ThreadControl
 from sjd_vllm.engine.v1_runner import SJDRunnerMixin
+
+_LOGGER = logging.getLogger("vllm.sjd_vllm")  # below vLLM's own logger, whose handler and level it shares
 
 
 class SJDGPUModelRunner(SJDRunnerMixin, GPUModelRunner):
@@ -52,6 +55,12 @@ def _require_same_build(vllm_config: Any) -> None:
     require_build(vllm_config.additional_config[BUILD_KEY], vllm_config.model_config.model)
 
 
+def _say_which_runner(vllm_config: Any) -> None:
+    runner = "V2" if vllm_config.use_v2_model_runner else "V1"
+    scheduling = "asynchronous" if vllm_config.scheduler_config.async_scheduling else "synchronous"
+    _LOGGER.info("speculative Jacobi decoding on Model Runner %s, %s scheduling", runner, scheduling)
+
+
 class SJDGPUWorker(Worker):
     """A GPU worker whose runner drafts for itself."""
 
@@ -60,8 +69,11 @@ class SJDGPUWorker(Worker):
         super().init_device()
 
     def _make_model_runner(self) -> Any:
+        _say_which_runner(self.vllm_config)
         if self.use_v2_model_runner:
-            raise RuntimeError("sjd runs on vLLM's V1 model runner; unset VLLM_USE_V2_MODEL_RUNNER")
+            from sjd_vllm.engine.v2_runner import SJDGPUModelRunnerV2  # wants Triton
+
+            return SJDGPUModelRunnerV2(self.vllm_config, self.device)
         return SJDGPUModelRunner(self.vllm_config, self.device)
 
 
@@ -75,11 +87,13 @@ class SJDCPUWorker(CPUWorker):
             # each. Windows make that number change from step to step; PyTorch's product takes any at the same speed.
             _custom_ops._supports_onednn = False
         super().init_device()
-        if type(self.model_runner) is not CPUModelRunner:
-            raise RuntimeError(
-                f"sjd runs on vLLM's V1 model runner; found {type(self.model_runner).__name__}. "
-                "Unset VLLM_USE_V2_MODEL_RUNNER."
-            )
-        # CPUWorker builds its runner by a fixed name; ours adds methods only, so the class can be swapped.
-        self.model_runner.__class__ = SJDCPUModelRunner
-        compile_now()
+        _say_which_runner(self.vllm_config)
+        # CPUWorker builds its runner by a fixed name; ours add methods only, so the class can be swapped.
+        if self.use_v2_model_runner:
+            from sjd_vllm.engine.v2_runner import SJDCPUModelRunnerV2  # wants Triton
+
+            self.model_runner.__class__ = SJDCPUModelRunnerV2
+        else:
+            self.model_runner.__class__ = SJDCPUModelRunner
+        gumbel_choices_cpu.compile_now()
+        sweep_cpu.compile_now()

@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the report; 0 if the checkpoint can be served, 1 if something is wrong with it."""
     prepare_environment(is_quiet=True)
     from sjd_vllm.models.registry import families, load_family
+    from sjd_vllm.runner_choice import runner_name
 
     path = Path(args.model).expanduser()
     if not path.is_dir():
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "model", f"the checkpoint in {path} is of no image family that is known: {', '.join(families())}."
         )
-    report = checkpoint_report(family)
+    report = {**checkpoint_report(family), "model_runner": runner_name(SJDConfig())}
     if args.json:
         print(json.dumps(report))
     else:
@@ -98,6 +99,7 @@ def _as_text(report: dict[str, Any]) -> str:
         f"{_mib(largest['guided_kv_bytes'])} in bfloat16",
         f"window    {report['window']} drafts, shortened by the engine where load makes them cost more than they gain",
         f"pictures  {'can' if report['can_start_from_a_picture'] else 'cannot'} start from a given one",
+        f"runner    vLLM's model runner {report['model_runner']} on this machine",
         *(f"problem   {problem}" for problem in report["problems"]),
         f"{len(report['problems'])} to be mended" if report["problems"] else "ready to be served",
     ]

@@ -37,6 +37,15 @@ def append_rows(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer.writerows(rows)
 
 
+def measured_cells(path: str | Path, columns: Sequence[str]) -> set[tuple[str, ...]]:
+    """What a file's rows say in some columns; nothing for a file that is not there. A column it lacks is empty."""
+    path = Path(path)
+    if not path.exists():
+        return set()
+    with path.open(newline="") as file:
+        return {tuple(row.get(name) or "" for name in columns) for row in csv.DictReader(file)}
+
+
 def rounded(value: float, digits: int = 4) -> float:
     """A measured number with as many digits as it deserves.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_harness import Engine, Reference, engine, guided, record_preemptions, sampling
+from engine_harness import Engine, Reference, engine, guided, record_preemptions, sampling, scaled
 
 from sjd_vllm.core import gumbel_choices
 from sjd_vllm.engine.window_control import WindowController
@@ -24,7 +24,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"sjd": guided(2.0, [4] * 50), "top_k": 5, "top_p": 0.9, "temperature": 0.8},
     {"sjd": guided(0.5, [4, 6]), "allowed_token_ids": list(range(2, 60, 3))},
 ]
-NUM_TOKENS = 120
+NUM_TOKENS = scaled(120, 36)
 CASES = [(prompt, settings, 100 + n) for n, (prompt, settings) in enumerate((p, s) for p in PROMPTS for s in SETTINGS)]
 
 
@@ -69,7 +69,9 @@ def generated(running: Engine, windows: list[int | None]) -> list[list[int]]:
     return [tokens for (tokens,) in outputs]
 
 
-@pytest.mark.parametrize("windows", [[0], [1], [16], [60], [None], [0, None, 60, 3]])
+@pytest.mark.parametrize(
+    "windows", scaled([[0], [1], [16], [60], [None], [0, None, 60, 3]], [[0], [None], [0, None, 60, 3]])
+)
 def test_windows_do_not_show(roomy: Engine, expected: list[list[int]], windows: list[int | None]) -> None:
     assert generated(roomy, windows) == expected
 
@@ -86,7 +88,13 @@ def test_windows_that_follow_the_load_do_not_show(
 def test_chunks_cut_windows_and_preemption_do_not_show(
     tiny_llama: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = {"block_size": 32, "num_gpu_blocks_override": 22, "max_num_batched_tokens": 64, "max_num_seqs": 13}
+    limits = {
+        "block_size": 32,
+        "num_gpu_blocks_override": scaled(22, 14),
+        "max_model_len": scaled(512, 256),
+        "max_num_batched_tokens": 64,
+        "max_num_seqs": 13,
+    }
     with engine(tiny_llama, window=20, **limits) as small:
         preempted = record_preemptions(small, monkeypatch)
         assert generated(small, [None, 20]) == expected

@@ -6,17 +6,18 @@ the same samples would not pass if the law were broken.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_harness import Engine, Reference, chi_square_p_value, engine, guided, sampling
+from engine_harness import Engine, Reference, chi_square_p_value, engine, guided, needs_v1, sampling, scaled, strategies
 
 PROMPT = list(range(1, 30))  # with blocks of 32, a picture's tokens cross into a second block
 ALLOWED = [5, 17, 18, 40]
-NUM_TOKENS = 5  # 4**5 = 1024 cells
-NUM_SAMPLES = 6000
+NUM_TOKENS = scaled(5, 3)  # 4**5 = 1024 cells
+NUM_SAMPLES = scaled(6000, 1000)
 PASS = 1e-4
 GUIDANCE = guided(2.0, list(range(30, 60)))
 
@@ -48,39 +49,48 @@ def p_value(
     ("redraft", "first_guess"),
     [
         ("gumbel", "uniform"),
-        *((redraft, guess) for redraft in ("coupled", "resample") for guess in ("uniform", "repeat_left")),
-        ("coupled", "left_probs"),
-        ("reuse", "uniform"),
-        ("reuse", "left_probs"),
+        *(
+            pytest.param(redraft, guess, marks=needs_v1)
+            for redraft, guess in [
+                *itertools.product(("coupled", "resample"), ("uniform", "repeat_left")),
+                ("coupled", "left_probs"),
+                ("reuse", "uniform"),
+                ("reuse", "left_probs"),
+            ]
+        ),
     ],
 )
 def test_joint_law(running: Engine, reference: Reference, redraft: str, first_guess: str) -> None:
     assert p_value(running, reference, {"redraft": redraft, "first_guess": first_guess}) > PASS
 
 
-@pytest.mark.parametrize("redraft", ["gumbel", "coupled", "reuse"])
+@pytest.mark.parametrize("redraft", strategies("gumbel", "coupled", "reuse"))
 def test_joint_law_under_guidance(running: Engine, reference: Reference, redraft: str) -> None:
     assert p_value(running, reference, {**GUIDANCE, "redraft": redraft}) > PASS
 
 
-@pytest.mark.parametrize("redraft", ["gumbel", "coupled"])
-@pytest.mark.parametrize("processing", [{"top_k": 3}, {"top_p": 0.8}, {"top_k": 3, "top_p": 0.9}])
+@pytest.mark.parametrize("redraft", strategies("gumbel", "coupled"))
+@pytest.mark.parametrize(
+    "processing", scaled([{"top_k": 3}, {"top_p": 0.8}, {"top_k": 3, "top_p": 0.9}], [{"top_k": 3, "top_p": 0.9}])
+)
 def test_joint_law_under_top_k_and_top_p(
     running: Engine, reference: Reference, redraft: str, processing: dict[str, Any]
 ) -> None:
     assert p_value(running, reference, {**GUIDANCE, "redraft": redraft}, **processing) > PASS
 
 
-@pytest.mark.parametrize("redraft", ["gumbel", "coupled"])
+@pytest.mark.parametrize("redraft", strategies("gumbel", "coupled"))
 def test_joint_law_of_plain_decoding(running: Engine, reference: Reference, redraft: str) -> None:
     assert p_value(running, reference, {"num_speculative_tokens": 0, "redraft": redraft}) > PASS
 
 
+@needs_v1
 def test_biased_reuse_is_seen(running: Engine, reference: Reference) -> None:
     with pytest.warns(UserWarning, match="biased"):
         assert p_value(running, reference, {"redraft": "reuse_biased"}) < PASS
 
 
+@needs_v1
 def test_a_skipped_residual_is_seen(running: Engine, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw from the target itself, not from what the refused draft left of it."""
     import sjd_vllm.core.step as step

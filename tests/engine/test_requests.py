@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from engine_harness import Engine, engine, guided, sampling
+from engine_harness import Engine, engine, guided, sampling, scaled
 from vllm import SamplingParams
 
+from sjd_vllm.engine.drafting_rule import DraftingRule
 from sjd_vllm.engine.legal_set import LegalSet
 
 GUIDANCE = guided(3.0, [1, 9])
 PROMPT = [1, 2, 3, 4]
+NUM_TOKENS = scaled(100, 40)
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +26,15 @@ def running(tiny_llama: Path) -> Iterator[Engine]:
 
 
 def one(running: Engine, seed: int, sjd: dict[str, Any] | None, **kwargs: Any) -> list[int]:
-    return running.generate([PROMPT], [sampling(100, seed=seed, top_k=10, sjd=sjd, **kwargs)])[0][0]
+    return running.generate([PROMPT], [sampling(NUM_TOKENS, seed=seed, top_k=10, sjd=sjd, **kwargs)])[0][0]
 
 
 @pytest.mark.parametrize("sjd", [None, GUIDANCE])
 def test_same_seed_same_tokens_alone_and_in_a_batch(running: Engine, sjd: dict[str, Any] | None) -> None:
     alone = one(running, 7, sjd)
-    others = [sampling(80 + i, seed=i, sjd=GUIDANCE if i % 2 else None) for i in range(9)]
+    others = [sampling(NUM_TOKENS - 20 + i, seed=i, sjd=GUIDANCE if i % 2 else None) for i in range(9)]
     prompts = [[i + 1] * (5 * i + 1) for i in range(9)]
-    batched = running.generate([*prompts, PROMPT], [*others, sampling(100, seed=7, top_k=10, sjd=sjd)])
+    batched = running.generate([*prompts, PROMPT], [*others, sampling(NUM_TOKENS, seed=7, top_k=10, sjd=sjd)])
     assert batched[-1][0] == alone
     assert one(running, 8, sjd) != alone
 
@@ -46,7 +48,7 @@ def test_without_a_seed_requests_differ(running: Engine) -> None:
 @pytest.mark.parametrize("seed", [5, None])
 def test_several_samples_of_one_prompt(running: Engine, seed: int | None) -> None:
     """n > 1 makes independent pictures; with a seed, sample i is that of seed + i alone."""
-    (samples,) = running.generate([PROMPT], [sampling(100, seed=seed, top_k=10, n=3, sjd=GUIDANCE)])
+    (samples,) = running.generate([PROMPT], [sampling(NUM_TOKENS, seed=seed, top_k=10, n=3, sjd=GUIDANCE)])
     assert len({tuple(sample) for sample in samples}) == 3
     if seed is not None:
         assert samples == [one(running, seed + i, GUIDANCE) for i in range(3)]
@@ -55,7 +57,7 @@ def test_several_samples_of_one_prompt(running: Engine, seed: int | None) -> Non
 
 def test_stop_token_ends_a_guided_request_where_it_appears(running: Engine) -> None:
     free = one(running, 3, GUIDANCE)
-    stop = free[40]
+    stop = free[NUM_TOKENS // 2]
     first = free.index(stop)
     assert one(running, 3, GUIDANCE, stop_token_ids=[stop]) == free[: first + 1]
     running.assert_nothing_left()
@@ -83,14 +85,14 @@ def test_logits_that_are_not_numbers_fail_their_request_alone(running: Engine, m
     alone = one(running, 11, GUIDANCE)
     choices = LegalSet.choices
 
-    def poisoned(self: LegalSet, logits: torch.Tensor, **settings: Any) -> Any:
+    def poisoned(self: LegalSet, logits: torch.Tensor, span: Any, **settings: Any) -> Any:
         logits = logits.clone()
         logits[settings["rows"][settings["guidance_scale"] == 7.0]] = torch.nan
-        return choices(self, logits, **settings)
+        return choices(self, logits, span, **settings)
 
     monkeypatch.setattr(LegalSet, "choices", poisoned)
-    sick = sampling(100, seed=1, sjd=guided(7.0, [1, 9]))
-    good = sampling(100, seed=11, top_k=10, sjd=GUIDANCE)
+    sick = sampling(NUM_TOKENS, seed=1, sjd=guided(7.0, [1, 9]))
+    good = sampling(NUM_TOKENS, seed=11, top_k=10, sjd=GUIDANCE)
     given = [{"prompt_token_ids": PROMPT}] * 2
     outputs = running.llm.generate(given, [sick, good], use_tqdm=False)
     assert outputs[0].outputs[0].finish_reason == "error"
@@ -102,17 +104,16 @@ def test_a_grammar_that_fails_in_the_engine_fails_its_request_alone(
     running: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = one(running, 11, GUIDANCE)
-    states = running.runner._sjd
-    rule = states._rule
+    rule_of = DraftingRule.of
 
-    def failing(params: Any, *args: Any) -> Any:
+    def failing(params: Any, *args: Any) -> DraftingRule:
         if params.guidance_scale == 7.0:
             raise RuntimeError("this grammar cannot be built")
-        return rule(params, *args)
+        return rule_of(params, *args)
 
-    monkeypatch.setattr(states, "_rule", failing)
-    sick = sampling(100, seed=1, sjd=guided(7.0, [1, 9]))
-    good = sampling(100, seed=11, top_k=10, sjd=GUIDANCE)
+    monkeypatch.setattr(DraftingRule, "of", failing)
+    sick = sampling(NUM_TOKENS, seed=1, sjd=guided(7.0, [1, 9]))
+    good = sampling(NUM_TOKENS, seed=11, top_k=10, sjd=GUIDANCE)
     outputs = running.llm.generate([{"prompt_token_ids": PROMPT}] * 2, [sick, good], use_tqdm=False)
     assert outputs[0].outputs[0].finish_reason == "error"
     assert list(outputs[1].outputs[0].token_ids) == alone
@@ -137,7 +138,7 @@ def test_an_aborted_request_leaves_the_others_alone(running: Engine) -> None:
     alone = one(running, 11, GUIDANCE)
     llm_engine = running.llm.llm_engine
     llm_engine.add_request("goes", {"prompt_token_ids": PROMPT}, sampling(200, seed=1, sjd=GUIDANCE))
-    params = sampling(100, seed=11, top_k=10, sjd=GUIDANCE)
+    params = sampling(NUM_TOKENS, seed=11, top_k=10, sjd=GUIDANCE)
     llm_engine.add_request("stays", {"prompt_token_ids": PROMPT}, params)
     finished = []
     for step in range(400):
