@@ -96,7 +96,7 @@ def ours(max_batch_size: int, window: int, model: str | Path | None = None, **en
         decoded = pipeline._engine.decode(_pictures(pipeline, method, seeds), batch_size=concurrency)
         seconds = time.perf_counter() - started
         return Turn(
-            [picture.seconds for picture in decoded], seconds, [len(picture.tokens_by_step) for picture in decoded]
+            [picture.seconds for picture in decoded], seconds, [len(picture.tokens_per_step) for picture in decoded]
         )
 
     return pipeline._engine._llm, decode

@@ -14,13 +14,14 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,20 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from live_server import free_port  # the tests' own way to start real processes
-from ray_cluster import Head, descendants, kill, node_environment, ray_head, serve_run, titled
+from ray_cluster import Head, descendants, kill, node_environment, ray_head, replica_processes, serve_run, titled
 from sjd_vllm.demo.captions import captions
+from sjd_vllm.deploy.settings import DeploySettings
 from sjd_vllm.images.flags import Parser
 from sjd_vllm.images.machine import provenance
 from sjd_vllm.images.rows import append_rows, rounded
+from tiny_models import make_tiny_painter
 
 RESULTS = Path(__file__).parent / "results" / "ray_serve.csv"
 ROUTE = "/v1/images/generations"
-PARTS = ("throughput-1", "throughput-2", "kill-replica", "kill-worker", "scale-1-3-1")
+PROMPT = "a calm lake at sunset"
+PARTS = ("one-user", "throughput-1", "throughput-2", "kill-replica", "kill-worker", "scale-1-3-1")
 _START_SECONDS = 900
+_RETRIES = "sjd_vllm:front_door_retries_total"
 
 
 @dataclass
@@ -52,6 +57,8 @@ class Record:
     latencies: list[float] = field(default_factory=list)
     overheads: list[float] = field(default_factory=list)  # without the replica's part
     replicas: set[str] = field(default_factory=set)
+    most_replicas: int = 0  # at once
+    seconds: float = 0
 
 
 class Application:
@@ -59,32 +66,50 @@ class Application:
 
     Args:
         head: of the cluster.
-        args: of `sjd_vllm.deploy.ray_serve:build`.
+        settings: of the application.
     """
 
-    def __init__(self, head: Head, args: dict[str, Any]) -> None:
+    def __init__(self, head: Head, settings: DeploySettings) -> None:
         self._head = head
         self._port = free_port()
-        self._folder = Path(tempfile.mkdtemp())
         self.url = f"http://127.0.0.1:{self._port}"
-        self.args = args
+        self.settings = settings
 
-    def deploy(self) -> None:
-        """Start it, or change it."""
-        serve_run(self._head.address, self._port, self.args, self._folder, node_environment())
+    def start(self) -> None:
+        """Hand it to the cluster, by `serve run`."""
+        with tempfile.TemporaryDirectory() as folder:
+            args = self.settings.to_mapping()
+            serve_run(self._head.address, self._port, args, Path(folder), node_environment())
 
-    async def num_replicas(self, http: httpx.AsyncClient) -> int:
-        """That are up and tell their metrics."""
+    async def metrics(self, http: httpx.AsyncClient) -> list[str]:
+        """Lines of the scrape; none while the application cannot answer."""
         try:
-            text = (await http.get("/metrics")).text
+            answer = await http.get("/metrics")
         except httpx.HTTPError:
-            return 0
-        return len({line for line in text.splitlines() if line.startswith("sjd_vllm:images_pending_pictures{")})
+            return []
+        return answer.text.splitlines() if answer.status_code == 200 else []
 
-    async def metric(self, http: httpx.AsyncClient, name: str) -> float:
-        """Summed over its labels."""
-        lines = (await http.get("/metrics")).text.splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{"))
+    async def replicas(self, http: httpx.AsyncClient) -> set[str]:
+        """Those that are up and tell their metrics, by their metrics' labels."""
+        name = "sjd_vllm:images_pending_pictures{"
+        return {line.rsplit(" ", 1)[0] for line in await self.metrics(http) if line.startswith(name)}
+
+    async def wait_for_replicas(self, http: httpx.AsyncClient, are_right: Callable[[set[str]], bool]) -> set[str]:
+        """Those that are up, as soon as they are right."""
+        until = time.monotonic() + _START_SECONDS
+        while not are_right(found := await self.replicas(http)):
+            if time.monotonic() > until:
+                raise RuntimeError(f"the replicas did not come or go: {found}")
+            await asyncio.sleep(0.5)
+        return found
+
+    async def retries(self, http: httpx.AsyncClient) -> int:
+        """Requests that the front door has sent again."""
+        lines = [line for line in await self.metrics(http) if line.startswith(_RETRIES + "{")]
+        return int(sum(float(line.rsplit(" ", 1)[1]) for line in lines))
+
+
+Work = Callable[[Application, httpx.AsyncClient, Record], Awaitable[None]]
 
 
 async def user(http: httpx.AsyncClient, record: Record, number: int, stop: asyncio.Event, *, streams: bool) -> None:
@@ -99,7 +124,6 @@ async def user(http: httpx.AsyncClient, record: Record, number: int, stop: async
         began = time.perf_counter()
         try:
             answer = await http.post(ROUTE, json=body)
-            text = answer.text
         except httpx.HTTPError as error:
             record.lost += 1
             record.said[repr(error)] += 1
@@ -108,10 +132,10 @@ async def user(http: httpx.AsyncClient, record: Record, number: int, stop: async
         record.said[str(answer.status_code)] += 1
         if answer.status_code != 200:
             record.lost += 1
-            record.said[text[:200]] += 1
-        elif is_stream and "event: error" in text:
+            record.said[answer.text[:200]] += 1
+        elif is_stream and "event: error" in answer.text:
             record.error_events += 1
-        elif is_stream and "image_generation.completed" not in text:
+        elif is_stream and "image_generation.completed" not in answer.text:
             record.lost += 1
         else:
             record.answered += 1
@@ -121,118 +145,134 @@ async def user(http: httpx.AsyncClient, record: Record, number: int, stop: async
                 record.overheads.append(seconds - float(answer.headers["x-sjd-replica-seconds"]))
 
 
-async def under_load(
-    app: Application, users: int, streams: bool, work: Callable[[httpx.AsyncClient, Record], Awaitable[None]]
-) -> tuple[Record, float, float]:
-    """The record, the seconds of the load, and the front door's retries, while some work is done to the application."""
-    record, stop = Record(), asyncio.Event()
+async def under_load(app: Application, record: Record, users: int, work: Work, *, streams: bool) -> None:
+    """Add to the record what users see while some work is done to the application."""
+    stop = asyncio.Event()
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=app.url, timeout=600, limits=limits) as http:
-        retries = await app.metric(http, "sjd_vllm:front_door_retries_total")
         began = time.perf_counter()
         tasks = [asyncio.create_task(user(http, record, number, stop, streams=streams)) for number in range(users)]
         try:
-            await work(http, record)
+            await work(app, http, record)
         finally:
             stop.set()
             await asyncio.gather(*tasks)
-        seconds = time.perf_counter() - began
-        retries = await app.metric(http, "sjd_vllm:front_door_retries_total") - retries
-    return record, seconds, retries
+        record.seconds += time.perf_counter() - began
 
 
-async def wait_for(app: Application, is_enough: Callable[[int], bool]) -> None:
-    """Until the number of replicas that are up is right."""
+def for_seconds(seconds: float) -> Work:
+    """Nothing but load."""
+
+    async def work(app: Application, http: httpx.AsyncClient, record: Record) -> None:
+        await asyncio.sleep(seconds)
+
+    return work
+
+
+def killing(times: int, victim_of: Callable[[int], int]) -> Work:
+    """Kill a process of a replica (`victim_of` says which, by the replica's own), wait for a new replica, and again."""
+
+    async def work(app: Application, http: httpx.AsyncClient, record: Record) -> None:
+        for turn in range(times):
+            await _until_answered(record, record.answered + 4)
+            before = await app.wait_for_replicas(http, lambda up: len(up) == app.settings.replicas)
+            processes = replica_processes()
+            kill(victim_of(processes[turn % len(processes)]))
+            await app.wait_for_replicas(
+                http, lambda up, before=before: len(up) == app.settings.replicas and up != before
+            )
+            await _until_answered(record, record.answered + 8)
+
+    return work
+
+
+async def growing(app: Application, http: httpx.AsyncClient, record: Record) -> None:
+    """Until all replicas that there may be have come, and a while longer."""
+    most = app.settings.max_replicas
+    record.most_replicas = len(await app.wait_for_replicas(http, lambda up: len(up) == most))
+    await _until_answered(record, record.answered + 12)
+
+
+async def shrinking(app: Application, http: httpx.AsyncClient, record: Record) -> None:
+    """Until one replica is left, and a while longer."""
+    await app.wait_for_replicas(http, lambda up: len(up) == 1)
+    await _until_answered(record, record.answered + 4)
+
+
+async def _until_answered(record: Record, number: int) -> None:
     until = time.monotonic() + _START_SECONDS
-    async with httpx.AsyncClient(base_url=app.url, timeout=60) as http:
-        while not is_enough(await app.num_replicas(http)):
-            if time.monotonic() > until:
-                raise RuntimeError("the replicas did not come or go")
-            await asyncio.sleep(1)
+    while record.answered < number:
+        if time.monotonic() > until:
+            raise RuntimeError(f"no progress under load: {record}")
+        await asyncio.sleep(0.1)
 
 
-def replica_processes(head: Head) -> list[int]:
-    """The processes of the replicas of a cluster, which name themselves."""
-    return titled(descendants(os.getpid()), "ServeReplica:images:replicas")
+def settings_of(part: str, args: argparse.Namespace) -> DeploySettings:
+    """Of the part's application."""
+    special: dict[str, Any] = {}
+    if part in ("throughput-2", "kill-replica"):
+        special = {"replicas": 2}
+    elif part == "scale-1-3-1":
+        special = {"max_replicas": 3, "target_ongoing_requests": 2, "upscale_delay": 2, "downscale_delay": 5}
+    elif part == "kill-worker":
+        special = {"model": str(make_tiny_painter(Path(tempfile.mkdtemp()) / "tiny-random")), "tensor_parallel_size": 2}
+    common = {"model": args.model, "max_batch_size": args.batch_size, "gpus": 0, "health_check_period": 1}
+    return DeploySettings(**{**common, **special})
 
 
-async def run_part(part: str, head: Head, args: argparse.Namespace) -> dict[str, Any]:
+async def run_part(part: str, app: Application, args: argparse.Namespace) -> dict[str, Any]:
     """Do one part and return its row."""
-    settings: dict[str, Any] = {
-        "model": args.model,
-        "max_batch_size": args.batch_size,
-        "gpus": 0,
-        "cpus": 0.5,
-        "health_check_period": 1,
-        "replicas": 2 if part in ("throughput-2", "kill-replica") else 1,
-    }
-    if args.tensor_parallel_size > 1:
-        settings["tensor_parallel_size"] = args.tensor_parallel_size
-    if part == "scale-1-3-1":
-        settings |= {"max_replicas": 3, "target_ongoing_requests": 2, "upscale_delay": 2, "downscale_delay": 5}
-    app = Application(head, {name: value for name, value in settings.items() if value is not None})
-    app.deploy()
-    await wait_for(app, lambda count: count >= settings["replicas"])
-
-    async def for_a_while(http: httpx.AsyncClient, record: Record) -> None:
-        await asyncio.sleep(args.seconds)
-
-    async def killing(http: httpx.AsyncClient, record: Record) -> None:
-        await _until(lambda: record.answered >= 4)
-        victim = replica_processes(head)[0]
-        if part == "kill-worker":
-            kill(titled(descendants(victim), "VLLM::Worker")[-1])
-        else:
-            kill(victim)
-        await asyncio.sleep(3)
-        answered = record.answered
-        await wait_for(app, lambda count: count >= settings["replicas"])
-        await _until(lambda: record.answered >= answered + 8)
-
-    async def growing(http: httpx.AsyncClient, record: Record) -> None:
-        await wait_for(app, lambda count: count >= 3)
-        answered = record.answered
-        await _until(lambda: record.answered >= answered + 12)
-
-    if part == "scale-1-3-1":
-        record, seconds, retries = await under_load(app, args.users * 2, True, growing)
-        # one user is left, who is too few for three replicas
-        rest, more_seconds, more_retries = await under_load(app, 1, True, lambda *_: wait_for(app, lambda n: n == 1))
-        for name in ("sent", "answered", "error_events", "lost"):
-            setattr(record, name, getattr(record, name) + getattr(rest, name))
-        record.said += rest.said
-        record.replicas |= rest.replicas
-        seconds, retries = seconds + more_seconds, retries + more_retries
-    else:
-        work = for_a_while if part.startswith("throughput") else killing
-        record, seconds, retries = await under_load(app, args.users, not part.startswith("throughput"), work)
+    record = Record()
+    async with httpx.AsyncClient(base_url=app.url, timeout=60) as http:
+        up = await app.wait_for_replicas(http, lambda up: len(up) == app.settings.replicas)
+        record.most_replicas = len(up)
+        warm_up = [http.post(ROUTE, json={"prompt": PROMPT}, timeout=600) for _ in range(4 * app.settings.replicas)]
+        for answer in await asyncio.gather(*warm_up):
+            answer.raise_for_status()
+        match part:
+            case "one-user":
+                await under_load(app, record, 1, for_seconds(args.seconds), streams=False)
+            case "throughput-1" | "throughput-2":
+                await under_load(app, record, args.users, for_seconds(args.seconds), streams=False)
+            case "kill-replica":
+                await under_load(app, record, args.users, killing(args.kills, lambda pid: pid), streams=True)
+            case "kill-worker":
+                await under_load(app, record, args.users, killing(args.kills, _worker_of), streams=True)
+            case "scale-1-3-1":
+                await under_load(app, record, args.users, growing, streams=True)
+                await under_load(app, record, 1, shrinking, streams=True)
+        retried = await app.retries(http)
     print(part, dict(record.said), flush=True)
-    latencies, overheads = sorted(record.latencies), sorted(record.overheads)
+    return {"part": part, "users": 1 if part == "one-user" else args.users, **_row(app, record, retried)}
+
+
+def _worker_of(replica: int) -> int:
+    return titled(descendants(replica), "VLLM::Worker")[-1]
+
+
+def _row(app: Application, record: Record, retried: int) -> dict[str, Any]:
+    latencies, overheads = sorted(record.latencies), [1e3 * seconds for seconds in sorted(record.overheads)]
     return {
-        "part": part,
-        "users": args.users,
+        "model": Path(app.settings.model).name if app.settings.model else "demo",
+        "batch_size": app.settings.max_batch_size,
+        "tensor_parallel_size": app.settings.tensor_parallel_size,
+        "most_replicas": record.most_replicas,
         "replicas_seen": len(record.replicas),
-        "seconds": rounded(seconds),
+        "seconds": rounded(record.seconds),
         "sent": record.sent,
         "answered": record.answered,
-        "retried": int(retries),
+        "retried": retried,
         "error_events": record.error_events,
         "lost": record.lost,
-        "pictures_per_minute": rounded(60 * record.answered / seconds),
-        "latency_p50": rounded(statistics.median(latencies)),
-        "overhead_ms_p50": rounded(1e3 * statistics.median(overheads)) if overheads else "",
-        "overhead_ms_p80": rounded(1e3 * overheads[len(overheads) * 4 // 5]) if overheads else "",
+        "pictures_per_minute": rounded(60 * record.answered / record.seconds),
+        **{f"latency_p{q}": rounded(_percentile(latencies, q)) for q in (20, 50, 80)},
+        **{f"overhead_ms_p{q}": rounded(_percentile(overheads, q)) for q in (20, 50, 80)},
         "load_average": rounded(os.getloadavg()[0]),
-        "note": args.note,
     }
 
 
-async def _until(is_so: Callable[[], bool]) -> None:
-    until = time.monotonic() + _START_SECONDS
-    while not is_so():
-        if time.monotonic() > until:
-            raise RuntimeError("no progress under load")
-        await asyncio.sleep(0.2)
+def _percentile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=10, method="inclusive")[percent // 10 - 1]
 
 
 def main() -> int:
@@ -241,14 +281,20 @@ def main() -> int:
     broken = []
     taken_on = provenance()
     for part in args.parts.split(","):
-        with ray_head(args.cpus, node_environment(VLLM_CPU_OMP_THREADS_BIND="nobind")) as head:
-            row = {**taken_on, "model": args.model or "demo", **asyncio.run(run_part(part, head, args))}
+        try:
+            with ray_head(args.cpus, node_environment(VLLM_CPU_OMP_THREADS_BIND="nobind")) as head:
+                app = Application(head, settings_of(part, args))
+                app.start()
+                row = {**taken_on, "ray": version("ray"), **asyncio.run(run_part(part, app, args)), "note": args.note}
+        except Exception:
+            traceback.print_exc()  # the other parts have their own clusters
+            broken.append(f"{part}: did not come to its end")
+            continue
         append_rows(args.output, [row])
         print(json.dumps(row, indent=2), flush=True)
-        may_have_errors = part.startswith("kill")
         if row["lost"] or row["sent"] != row["answered"] + row["error_events"]:
             broken.append(f"{part}: requests were lost")
-        if row["error_events"] and not may_have_errors:
+        if row["error_events"] and not part.startswith("kill"):
             broken.append(f"{part}: streams ended with an error")
     print("\n".join(broken) or "every promise was kept")
     return 1 if broken else 0
@@ -257,10 +303,10 @@ def main() -> int:
 def _parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)} (all)")
-    parser.add_argument("--model", default=None, help="a checkpoint (the demo model)")
-    parser.add_argument("--tensor-parallel-size", type=int, default=1, help="workers of each engine")
-    parser.add_argument("--users", type=int, default=4, help="requests at once")
+    parser.add_argument("--model", default=None, help="a checkpoint (the demo model); kill-worker has one of its own")
+    parser.add_argument("--users", type=int, default=8, help="requests at once")
     parser.add_argument("--seconds", type=float, default=60, help="of the load that throughput is measured under")
+    parser.add_argument("--kills", type=int, default=3, help="processes that are killed, one after another")
     parser.add_argument("--batch-size", type=int, default=4, help="pictures that a replica decodes at once")
     parser.add_argument("--cpus", type=int, default=4, help="that the cluster takes itself to have")
     parser.add_argument("--note", default="", help="about the machine, for the row")
@@ -273,7 +319,4 @@ def _parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"ray_serve.py: error: {error}\n{error.stderr}")
+    sys.exit(main())

@@ -7,6 +7,7 @@ from typing import Any
 from engine_harness import Engine, Reference, chi_square_p_value, guided, sampling
 from greedy_cases import GUIDANCE, NUM_TOKENS, PROMPTS
 
+WINDOW = 16
 PROMPT = list(range(1, 30))
 ALLOWED = [5, 17, 18, 40]
 NUM_LAW_TOKENS = 4  # 4**4 = 256 cells

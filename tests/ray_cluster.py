@@ -23,8 +23,10 @@ BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 240
 # For the nodes and for the process that connects to them: a token of this run's own, as Ray 2.60 asks for one, and more
-# patience than Ray has by itself, for busy machines.
+# patience than Ray has by itself, for busy machines. Ray would start its workers, so Serve's controller, proxies and
+# replicas, 15 nicer than itself, and on a busy machine nothing is left for them then.
 VARIABLES = {
+    "RAY_worker_niceness": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_gcs_rpc_server_connect_timeout_s": "60",
@@ -41,19 +43,41 @@ def ray_node(flags: Sequence[str], environment: Mapping[str, str], log: Path) ->
     fixed = ("--dashboard-agent-listen-port", "--dashboard-agent-grpc-port", "--metrics-export-port")
     ports = [part for flag in fixed for part in (flag, str(free_port()))]
     command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *ports, *flags]
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=dict(environment), start_new_session=True
-        )
-    try:
-        _wait_for_text(log, "Ray runtime started", process)
-        yield
-    finally:
-        process.terminate()
+    for tries_left in (3, 2, 1, 0):
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, env=dict(environment), start_new_session=True
+            )
         try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            # On a busy machine a raylet may end itself, as it gives its agents 15 s to start, and `ray start` waits on.
+            if _has_started(process, log) or not tries_left:
+                assert "Ray runtime started" in log.read_text(), log.read_text()[-2000:]
+                yield
+                return
+        finally:
+            below = descendants(process.pid)
+            process.terminate()
+            try:
+                process.wait(10)  # Ray would try to move what runs here to other nodes
+            except subprocess.TimeoutExpired:
+                process.kill()
+            for pid in filter(is_alive, below):
+                kill(pid)
+
+
+def _has_started(process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until a node has started, or never will."""
+    until = time.monotonic() + _START_SECONDS
+    has_raylet = False
+    while time.monotonic() < until and process.poll() is None:
+        if "Ray runtime started" in log.read_text():
+            return True
+        raylet = titled(descendants(process.pid), "--raylet_socket_name")
+        if has_raylet and not raylet:
+            return False
+        has_raylet = bool(raylet)
+        time.sleep(0.2)
+    return False
 
 
 @dataclass(frozen=True)
@@ -124,26 +148,59 @@ def serve_run(
     folder: Path,
     environment: Mapping[str, str],
     *,
-    name: str = "images",
-    replicas: int | None = None,
+    replicas: Mapping[str, object] | None = None,
 ) -> None:
-    """Hand an application to the cluster, by `serve run` and a YAML file; does not wait until it is up.
+    """Hand the application to the cluster, by `serve run` and a YAML file; does not wait until it is up.
 
     args: of `sjd_vllm.deploy.ray_serve:build`.
-    replicas: overrides their number alone, as an operator would do in the file of an application that runs.
+    replicas: Ray Serve's own options of the replicas' deployment, which override what `args` make of it, as an operator
+        would give them in the file of an application that runs.
     """
     app: dict[str, object] = {
-        "name": name,
-        "route_prefix": "/" if name == "images" else f"/{name}",
+        "name": "images",
+        "route_prefix": "/",
         "import_path": "sjd_vllm.deploy.ray_serve:build",
         "args": dict(args),
     }
     if replicas is not None:
-        app["deployments"] = [{"name": "replicas", "num_replicas": replicas}]
-    path = folder / f"{name}.yaml"
+        app["deployments"] = [{"name": "replicas", **replicas}]
+    path = folder / "images.yaml"
     path.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [app]}))
     command = [str(BIN / "serve"), "run", "--non-blocking", "-a", address, str(path)]
-    subprocess.run(command, env=dict(environment), timeout=_START_SECONDS, check=True, capture_output=True)
+    log = folder / "serve-run.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=dict(environment))
+    try:
+        process.wait(_START_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    assert process.wait() == 0, log.read_text()[-3000:]
+
+
+def stop_serve() -> None:
+    """Stop all applications and Ray Serve, and wait until they have; this process is connected.
+
+    Serve's own shutdown returns early where its controller is slow to answer or still drains, and whoever starts Serve
+    then finds the one that is about to go.
+    """
+    from ray import serve
+    from ray.exceptions import RayActorError
+
+    until = time.monotonic() + _START_SECONDS
+    while True:
+        serve.shutdown()
+        try:
+            if not serve.status().proxies:
+                return
+        except RayActorError:
+            return
+        assert time.monotonic() < until, "Ray Serve did not stop"
+        time.sleep(0.5)
+
+
+def replica_processes() -> list[int]:
+    """The processes of the application's replicas on the clusters that this process has started."""
+    return titled(descendants(os.getpid()), "ServeReplica:images:replicas")
 
 
 def descendants(pid: int) -> list[int]:
@@ -181,11 +238,3 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def _wait_for_text(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + _START_SECONDS
-    while text not in log.read_text():
-        assert process.poll() is None, log.read_text()[-2000:]
-        assert time.monotonic() < until, log.read_text()[-2000:]
-        time.sleep(0.2)

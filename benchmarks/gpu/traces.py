@@ -76,7 +76,7 @@ def record(pipeline: Any, num_pictures: int, windows: list[int]) -> Traces:
         result = pipeline.generate(
             captions(num_pictures, 0), seed=list(range(num_pictures)), num_speculative_tokens=window
         )
-        steps[window] = [list(picture.tokens_by_step) for picture in result.pictures]
+        steps[window] = [list(picture.tokens_per_step) for picture in result.pictures]
     return Traces(len(result.pictures[0].token_ids), steps)
 
 

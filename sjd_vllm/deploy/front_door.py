@@ -67,7 +67,7 @@ class FrontDoor:
 
     async def __call__(self, request: Request) -> Response:
         """Answer one HTTP request."""
-        if request.url.path == "/metrics":
+        if request.scope["path"].removeprefix(request.scope.get("root_path", "")) == "/metrics":
             return await self._metrics()
         visit = Visit(self, request)
         try:

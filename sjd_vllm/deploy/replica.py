@@ -51,6 +51,7 @@ class PictureReplica:
         started = time.perf_counter()
         messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         has_left = asyncio.Event()
+        has_started = False
         unread = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> dict[str, Any]:
@@ -74,8 +75,13 @@ class PictureReplica:
                 if message["type"] == "http.response.start" and message["status"] >= 500 and self._engine.errored:
                     # This process is about to end; the front door will then ask another replica.
                     await asyncio.Event().wait()
+                has_started = True
                 yield message
-            await task
+            if error := task.exception():
+                if not has_started:
+                    raise error
+                # What a web framework raises again for its server's log, after it has answered 500.
+                _LOGGER.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
         finally:
             has_left.set()
             await asyncio.wait([task], timeout=_SECONDS_TO_LEAVE)

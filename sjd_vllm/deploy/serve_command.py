@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import signal
-from typing import Any
+import sys
+import time
 
 from sjd_vllm.config import ConfigError, check_int
+from sjd_vllm.deploy.settings import DeploySettings
 from sjd_vllm.images import serve_command
 from sjd_vllm.images.flags import Parser
+
+_STOP_SECONDS = 60  # for processes to end, beyond the time that pictures in work are given
 
 
 def add_flags(parser: Parser) -> None:
@@ -42,22 +46,70 @@ def run(args: argparse.Namespace) -> int:
     from sjd_vllm.deploy.ray_serve import APP_NAME, build
 
     ray.init(address=args.ray_address, log_to_driver=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ctrl-C and SIGTERM both drain and stop
-    serve.start(http_options={"host": args.host, "port": args.port})
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # for Ray's; SIGTERM drains as Ctrl-C does
     try:
-        serve.run(build(settings), name=APP_NAME, route_prefix="/", blocking=True)
-    except KeyboardInterrupt:
-        pass
+        others = serve.status()
+        if APP_NAME in others.applications:
+            raise ConfigError(
+                "ray_replicas",
+                f"this cluster serves an application {APP_NAME!r} already; stop that one, or change it by `serve run`.",
+            )
+        is_alone = not others.proxies
+        if not is_alone:
+            print("Ray Serve runs on this cluster already: --host and --port are the ones it has.", file=sys.stderr)
+        try:
+            serve.start(http_options={"host": args.host, "port": args.port})
+            serve.run(build(settings.to_mapping()), name=APP_NAME, route_prefix="/", blocking=True)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            _stop(is_alone, settings.drain_timeout)
     finally:
-        serve.shutdown()
         ray.shutdown()
     return 0
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """`args` of the application; the flags have the names of its fields."""
-    from sjd_vllm.deploy.settings import DeploySettings
+def _stop(is_alone: bool, drain_timeout: float) -> None:
+    """Drain and stop the application, and Ray Serve with it if this command started it and it has no others."""
+    from ray import serve
+    from ray.exceptions import RayActorError
 
+    from sjd_vllm.deploy.ray_serve import APP_NAME
+
+    if not serve.status().proxies:
+        return  # it has not come that far
+    # The application first: Serve's shutdown ends its proxies at once, with the connections of pictures in work.
+    _until_it_has_gone(APP_NAME, drain_timeout)
+    if not is_alone or serve.status().applications:
+        return
+    until = time.monotonic() + _STOP_SECONDS
+    while time.monotonic() < until:
+        serve.shutdown()  # returns at once, and does nothing, where the controller takes more than 5 s to answer
+        try:
+            if not serve.status().proxies:
+                return
+        except RayActorError:
+            return
+        time.sleep(1)
+    print(f"Ray Serve did not stop within {_STOP_SECONDS} s.", file=sys.stderr)
+
+
+def _until_it_has_gone(name: str, drain_timeout: float) -> None:
+    """Delete an application of Ray Serve, whose own patience is a minute."""
+    from ray import serve
+
+    until = time.monotonic() + drain_timeout + _STOP_SECONDS
+    while time.monotonic() < until:
+        try:
+            serve.delete(name)
+            return
+        except TimeoutError:
+            continue
+    print(f"pictures were in work still after {drain_timeout:g} s.", file=sys.stderr)
+
+
+def _settings(args: argparse.Namespace) -> DeploySettings:
+    """Of the application; the flags have the names of its fields."""
     limits = serve_command.server_settings(args).limits
     given = {
         "model": args.model,
@@ -74,4 +126,4 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "tensor_parallel_size": args.tensor_parallel_size,
         "vllm_flags": tuple(args.vllm_flags),
     }
-    return DeploySettings.from_mapping({name: value for name, value in given.items() if value is not None}).to_mapping()
+    return DeploySettings.from_mapping({name: value for name, value in given.items() if value is not None})

@@ -16,6 +16,13 @@ from sjd_vllm.images.serve_command import ServerSettings
 EXECUTORS = ("mp", "ray")
 _MAX_REPLICAS = 10_000
 _ENGINE_SETTINGS = ("num_speculative_tokens", "redraft", "first_guess", "pixel_device")
+# Flags of `vllm serve` that `vllm_flags` must not hold, since placement would not know of them; what to do instead.
+_REFUSED_FLAGS = {
+    ("--tensor-parallel-size", "-tp"): "set tensor_parallel_size",
+    ("--distributed-executor-backend",): "set executor",
+    ("--pipeline-parallel-size", "-pp"): "pipeline parallelism is not supported, use tensor_parallel_size",
+    ("--data-parallel-size", "-dp"): "data parallelism is not supported, use replicas",
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,10 @@ class DeploySettings:
         check_int("front_doors", self.front_doors, 1, 100)
         if isinstance(self.vllm_flags, str) or not all(isinstance(flag, str) for flag in self.vllm_flags):
             raise ConfigError("vllm_flags", f"vllm_flags must be a list of texts; got {self.vllm_flags!r}.")
+        for flags, remedy in _REFUSED_FLAGS.items():
+            for flag in self.vllm_flags:
+                if flag.partition("=")[0].replace("_", "-") in flags:
+                    raise ConfigError("vllm_flags", f"vllm_flags must not hold {flag}: {remedy}.")
         for name in ("upscale_delay", "downscale_delay", "health_check_period", "drain_timeout", "cpus"):
             _check_number(name, getattr(self, name))
         for name in ("target_ongoing_requests", "gpus"):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from engine_fixtures import expected, reference, tiny_llama
+from engine_harness import engine
+from parallel_cases import WINDOW, greedy_tokens
 
 from ray_cluster import Head, node_environment, ray_head
 
@@ -27,6 +29,13 @@ def platform():
 
 
 @pytest.fixture(scope="session")
+def greedy_alone(tiny_llama: Path) -> list[list[int]]:
+    """The greedy tokens of one worker, which two must give too."""
+    with engine(tiny_llama, window=WINDOW) as running:
+        return greedy_tokens(running)
+
+
+@pytest.fixture(scope="session")
 def cpu_as_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for Python's path with a platform plugin of vLLM that is there for these tests only."""
     folder = tmp_path_factory.mktemp("plugin")
@@ -42,7 +51,12 @@ def cpu_as_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def node_variables(cpu_as_gpu: Path) -> dict[str, str]:
     """The environment of this cluster's nodes."""
-    return node_environment(cpu_as_gpu, VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_NO_USAGE_STATS="1")
+    return node_environment(
+        cpu_as_gpu,
+        VLLM_CPU_OMP_THREADS_BIND="nobind",
+        VLLM_NO_USAGE_STATS="1",
+        RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S="1",  # 10 by itself, and a test waits for several of them
+    )
 
 
 @pytest.fixture(scope="session")

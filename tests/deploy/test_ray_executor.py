@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import ray
 from engine_harness import Engine, Reference, engine
-from parallel_cases import PAIR, PASS, greedy_tokens, law_samples, p_value
+from parallel_cases import PAIR, PASS, WINDOW, greedy_tokens, law_samples, p_value
+from ray.exceptions import RayTaskError
 
 from ray_cluster import Head, connect
-from sjd_vllm.build import BUILD_KEY
+from sjd_vllm import plugin
+from sjd_vllm.build import installed_build
 
 pytestmark = pytest.mark.cluster
 
-WINDOW = 16
 
-
-@pytest.fixture(scope="module")
-def greedy_alone(tiny_llama: Path) -> list[list[int]]:
-    with engine(tiny_llama, window=WINDOW) as running:
-        return greedy_tokens(running)
-
-
-@pytest.fixture(scope="module")
-def driver(head: Head, cpu_as_gpu: Path) -> Iterator[None]:
+@contextmanager
+def connected(head: Head) -> Iterator[None]:
     """This process as the engine's, which must take CPUs for GPUs like the cluster's nodes."""
     from vllm.platforms import current_platform
 
@@ -40,15 +35,35 @@ def driver(head: Head, cpu_as_gpu: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def driver(head: Head) -> Iterator[None]:
+    with connected(head):
+        yield
+
+
+def two_ray_workers(model: Path) -> AbstractContextManager[Engine]:
+    return engine(model, window=WINDOW, tensor_parallel_size=2, distributed_executor_backend="ray", max_num_seqs=128)
+
+
+@pytest.fixture(scope="module")
 def two_actors(tiny_llama: Path, greedy_alone: list[list[int]], driver: None) -> Iterator[Engine]:
-    with engine(
-        tiny_llama,
-        window=WINDOW,
-        tensor_parallel_size=2,
-        distributed_executor_backend="ray",
-        max_num_seqs=128,
-    ) as running:
+    with two_ray_workers(tiny_llama) as running:
         yield running
+
+
+def test_an_actor_with_another_build_ends_the_start_and_names_its_node(
+    tiny_llama: Path, head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stands first: a connection of its own gives the two GPUs back, which vLLM keeps reserved after a failed start."""
+    expected = {**installed_build(tiny_llama), "torch": "0.0.7"}
+    monkeypatch.setattr(plugin, "installed_build", lambda model: expected)
+    with connected(head):
+        node = ray.nodes()[0]["NodeID"]
+        with (
+            pytest.raises(RayTaskError, match=f"Ray node {node}.* has another build") as refused,
+            two_ray_workers(tiny_llama),
+        ):
+            pytest.fail("it has started")
+        assert "'0.0.7' is expected" in str(refused.value)
 
 
 def test_the_workers_are_actors(two_actors: Engine) -> None:
@@ -65,7 +80,3 @@ def test_joint_law_under_guidance(two_actors: Engine, reference: Reference) -> N
     samples = law_samples(two_actors, {**PAIR, "redraft": "coupled"})
     assert p_value(samples, reference, PAIR) > PASS
     assert p_value(samples, reference, None) < PASS, "samples without guidance would pass too"
-
-
-def test_every_worker_was_given_the_build_to_compare_with(two_actors: Engine) -> None:
-    assert two_actors.llm.llm_engine.vllm_config.additional_config[BUILD_KEY]["sjd-vllm"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import os
 import re
 import shutil
 import threading
@@ -24,12 +25,14 @@ from ray import serve
 
 import sjd_vllm
 from live_server import free_port
-from ray_cluster import Head, connect, descendants, is_alive, kill, ray_node, serve_run, titled
+from ray_cluster import Head, connect, descendants, is_alive, kill, ray_node, serve_run, stop_serve, titled
 from sjd_vllm.deploy.ray_serve import build
+from sjd_vllm.deploy.settings import DeploySettings
+from tiny_models import make_tiny_painter
 
 ROUTE = "/v1/images/generations"
 PROMPT = "a calm lake at sunset"
-ARGS = {"replicas": 2, "max_batch_size": 4, "gpus": 0, "health_check_period": 1, "request_timeout": 300}
+ARGS = {"replicas": 2, "max_replicas": 2, "max_batch_size": 4, "gpus": 0, "health_check_period": 1}
 START_SECONDS = 900  # two engines take 45 s on two idle cores, and many times that on busy ones
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -55,20 +58,28 @@ def deploy(
 ) -> Callable[..., None]:
     folder = tmp_path_factory.mktemp("serve")
 
-    def run(replicas: int | None = None) -> None:
-        serve_run(head.address, port, ARGS, folder, node_variables, replicas=replicas)
+    def run(least: int, most: int, target: float = 100) -> None:
+        """Change how many replicas there may be, and for how many requests in each; that restarts nothing."""
+        settings = DeploySettings(
+            replicas=least, max_replicas=most, target_ongoing_requests=target, upscale_delay=1, downscale_delay=2
+        )
+        (scaling,) = settings.scaling().values()
+        scaling["look_back_period_s"] = 5  # 30 by itself
+        serve_run(head.address, port, ARGS, folder, node_variables, replicas={"autoscaling_config": scaling})
 
     return run
 
 
 @pytest.fixture(scope="module")
 def server(deploy: Callable[..., None], port: int, head: Head) -> Iterator[httpx.Client]:
-    deploy()
-    wait_for(lambda: len(running_replicas()) == 2, head)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
-        wait_for(lambda: client.get("/health").status_code == 200, head)
-        yield client
-    serve.shutdown()
+    try:
+        deploy(2, 2)
+        wait_for(lambda: len(running_replicas()) == 2, head)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
+            wait_for(lambda: client.get("/health").status_code == 200, head)
+            yield client
+    finally:
+        stop_serve()
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +191,19 @@ def test_guided_pictures_of_one_request_come_from_one_replica(server: httpx.Clie
     assert made == {answer.headers["x-sjd-replica"]: 3}
 
 
+def test_a_request_goes_to_the_replica_with_fewer(server: httpx.Client) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        slow = {"prompt": PROMPT, "n": 8, "sjd": {"method": "none"}}
+        long = threads.submit(server.post, ROUTE, json=slow)
+        asked = []
+        while len(asked) < 20 and not long.done():
+            # The first one may come before the long request, or wait for its replica to tell how busy it is.
+            asked.append(server.get("/health").headers["x-sjd-replica"])
+        assert not long.done(), f"{len(asked)} short requests took longer than eight pictures"
+        busy = long.result().headers["x-sjd-replica"]
+    assert busy not in asked[5:]
+
+
 def test_a_stream_of_partial_pictures(client: openai.OpenAI) -> None:
     began = time.monotonic()
     times, kinds = [], []
@@ -230,6 +254,8 @@ def test_a_client_that_leaves_frees_the_engine(server: httpx.Client, head: Head)
 
 
 def test_metrics_of_all_processes_in_one_scrape(server: httpx.Client) -> None:
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda seed: server.post(ROUTE, json={"prompt": PROMPT, "seed": seed}), range(6)))
     found = samples(server)
     replicas = {replica for (name, replica) in found if name == "sjd_vllm:steps_total"}
     assert len(replicas) == 2
@@ -276,7 +302,7 @@ def test_scaling_down_drains(server: httpx.Client, head: Head, deploy: Callable[
     before = running_replicas()
     with Load(server).running() as load:
         wait_for(lambda: len(load.replicas) == 2, head, 120)
-        deploy(replicas=1)
+        deploy(1, 1)
         wait_for(lambda: len(running_replicas()) == 1, head, 120)
         answered = load.num_answered
         wait_for(lambda: load.num_answered >= answered + 4, head, 120)
@@ -284,18 +310,36 @@ def test_scaling_down_drains(server: httpx.Client, head: Head, deploy: Callable[
     assert running_replicas() < before, "the one that is left must not have been started anew"
 
 
-def test_a_killed_worker_ends_its_replica_and_requests_wait_for_the_next_one(server: httpx.Client, head: Head) -> None:
-    (victim,) = described()
-    (worker,) = titled(descendants(victim["pid"]), "VLLM::Worker")
-    with ThreadPoolExecutor(1) as threads:
-        slow = {"prompt": PROMPT, "seed": 7, "sjd": {"method": "none"}, "n": 4}
-        waiting = threads.submit(server.post, ROUTE, json=slow)
-        wait_for(lambda: total(server, "vllm:num_requests_running") >= 4, head, 60)
-        kill(worker)
-        wait_for(lambda: not is_alive(victim["pid"]), head, 30)
-        answer = waiting.result()
-    assert answer.status_code == 200
-    assert answer.headers["x-sjd-replica"] != victim["replica"]
+def test_replicas_follow_the_load(server: httpx.Client, head: Head, deploy: Callable[..., None]) -> None:
+    """From 1 to 3 and back by Ray Serve's autoscaling, and no request fails."""
+    (first,) = running_replicas()
+    deploy(1, 3, target=1.5)
+    with Load(server).running(num_users=6) as load:
+        wait_for(lambda: len(load.replicas) == 3, head)
+    load.assert_no_failure()
+    assert first in load.replicas, "it must not have been started anew"
+    with Load(server).running(num_users=1) as rest:
+        wait_for(lambda: len(running_replicas()) == 1, head)
+        answered = rest.num_answered
+        wait_for(lambda: rest.num_answered >= answered + 2, head, 120)
+    rest.assert_no_failure()
+
+
+def test_an_engine_whose_workers_ray_places(
+    server: httpx.Client, head: Head, deploy: Callable[..., None], tmp_path: Path
+) -> None:
+    """Another application beside it, under a path of its own: two actors in the placement group of their replica."""
+    deploy(1, 1)
+    wait_for(lambda: len(running_replicas()) == 1, head)
+    args = {"model": str(make_tiny_painter(tmp_path / "painter")), "tensor_parallel_size": 2, "executor": "ray"}
+    serve.run(build(args), name="spread", route_prefix="/spread")
+    answer = server.post(f"/spread{ROUTE}", json={"prompt": "a red house", "seed": 7})
+    assert answer.status_code == 200, answer.text
+    assert base64.b64decode(answer.json()["data"][0]["b64_json"]).startswith(b"\x89PNG")
+    assert 'replica="' in server.get("/spread/metrics").text
+    assert len(titled(descendants(os.getpid()), "ray::RayWorkerProc")) == 2
+    serve.delete("spread")
+    wait_for(lambda: not titled(descendants(os.getpid()), "ray::RayWorkerProc"), head, 60)
 
 
 # Ray puts the driver's path before a node's own, so what is installed on the other node comes in at Python's start.

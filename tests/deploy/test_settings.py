@@ -28,6 +28,9 @@ from sjd_vllm.deploy.settings import DeploySettings
         ({"resources": {"tpu": "many"}}, r"resources\.tpu"),
         ({"resources": 3}, "resources must map"),
         ({"vllm_flags": "--seed 1"}, "list of texts"),
+        ({"vllm_flags": ["--pipeline-parallel-size", "2"]}, "pipeline parallelism is not supported"),
+        ({"vllm_flags": ["--seed", "1", "--data_parallel_size=2"]}, "use replicas"),
+        ({"vllm_flags": ["-tp", "2"]}, "set tensor_parallel_size"),
     ],
 )
 def test_bad_settings_are_refused(given: dict[str, Any], message: str) -> None:

@@ -7,20 +7,12 @@ from pathlib import Path
 
 import pytest
 from engine_harness import Engine, Reference, engine
-from parallel_cases import NUM_LAW_TOKENS, NUM_SAMPLES, PAIR, PASS, greedy_tokens, law_samples, p_value
-
-WINDOW = 16
+from parallel_cases import NUM_LAW_TOKENS, NUM_SAMPLES, PAIR, PASS, WINDOW, greedy_tokens, law_samples, p_value
 
 
 def tokens_held(worker: object) -> list[list[int]]:
     """All token ids that a worker's batch has held: what it sampled itself, as nobody tells it the other's."""
     return worker.model_runner.input_batch.token_ids_cpu.tolist()  # type: ignore[attr-defined, no-any-return]
-
-
-@pytest.fixture(scope="module")
-def greedy_alone(tiny_llama: Path) -> list[list[int]]:
-    with engine(tiny_llama, window=WINDOW) as running:
-        return greedy_tokens(running)
 
 
 @pytest.fixture(scope="module")

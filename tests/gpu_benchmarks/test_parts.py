@@ -48,7 +48,7 @@ def llm_of(pipeline: Any) -> Any:
 def decode(pipeline: Any, seeds: list[int], window: int | None) -> list[list[int]]:
     """Tokens of each forward, by picture."""
     requests = [ImageRequest("a red house", seed=seed, num_speculative_tokens=window) for seed in seeds]
-    return [picture.tokens_by_step for picture in pipeline._engine.decode(pipeline.plan(requests))]
+    return [picture.tokens_per_step for picture in pipeline._engine.decode(pipeline.plan(requests))]
 
 
 def expected(run: Run, seed: int, window: int) -> list[int]:
