@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
 import torch
 from engine_harness import Reference, guided
 
-from benchmarks.gpu.common import Run
+from benchmarks.gpu.common import RUNNER_SWITCH, Run
 from benchmarks.gpu.correctness import checks, greedy_gap
 from tiny_models import make_tiny_llama
 
 
+@pytest.mark.skipif(
+    os.environ.get(RUNNER_SWITCH) == "1" and not torch.cuda.is_available(),
+    reason="takes over ten minutes under Triton's interpreter; tests/engine tests the same on V2",
+)
 def test_every_check(tmp_path: Path) -> None:
     results = list(checks(Run(is_small=True, output=tmp_path, work=tmp_path)))
     assert [result["check"] for result in results if not result["passed"]] == []
