@@ -1,11 +1,14 @@
 """What the next vLLM release would change under this package: `make next-vllm`.
 
 The contract is `sjd_vllm.engine.compat.PRIVATE_NAMES`: every class and method of vLLM's insides in use. A wheel of the
-other release is downloaded and read, not installed or imported: its source is parsed, each name is looked up there and
-in the vLLM of this environment, and what differs is told, from a changed body (read it) to a name that is gone (this
-package would not start).
+other release is downloaded. First it is read: its source is parsed, each name is looked up there and in the vLLM of
+this environment, and what differs is told, from a changed body (read it) to a name that is gone (this package would not
+start). Then the contract tests run on it, in a process that has its Python files in front of this environment's vLLM,
+with this environment's other packages and those that the release requires and a test misses: every name must resolve,
+and every way to ask for this plugin must give an engine's config. No engine starts, so compiled code is not needed, and
+the wheel may be one for GPUs.
 
-Exit code: 0 no name is gone and no signature has changed, 1 one is, 2 there is nothing to compare.
+Exit code: 0 no name is gone, no signature has changed and the tests pass, 1 otherwise, 2 there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -15,15 +18,30 @@ import ast
 import difflib
 import functools
 import importlib.util
+import os
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sjd_vllm.engine.compat import PRIVATE_NAMES, SUPPORTED_VLLM, PrivateName
+
+CONTRACT_TESTS = ("tests/engine/test_compat.py", "tests/test_plugin.py")
+_REPOSITORY = Path(__file__).resolve().parent.parent
+_TEST_SECONDS = 900
+_MISSING_MODULE = re.compile(r"No module named '(\w+)'")
+# The release under test is not the one that is supported, and the plugin would refuse it.
+_RUN_TESTS = """
+import sys
+import pytest
+from sjd_vllm.engine import compat
+compat.SUPPORTED_VLLM = sys.argv[1]
+sys.exit(pytest.main(sys.argv[2:]))
+"""
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Assign
 # From the name of a module to its source; None where there is no such module.
@@ -167,6 +185,59 @@ def download(version: str | None, folder: str) -> Path:
     return found[0]
 
 
+def lay_out(path: Path, version: str, folder: Path) -> None:
+    """A wheel's package without compiled files, under the metadata by which vLLM takes itself for its CPU build."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.startswith("vllm/") and not name.endswith(".so"):
+                archive.extract(name, folder)
+    metadata = folder / f"vllm-{version}+cpu.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+
+
+def requirements(path: Path) -> dict[str, str]:
+    """What a wheel requires, without its extras: name as modules are mostly called -> requirement as pip takes it."""
+    with zipfile.ZipFile(path) as archive:
+        found = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        lines = archive.read(found[0]).decode().splitlines() if found else []
+    asked = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
+    wanted = [line.split(";")[0].strip() for line in asked if "extra ==" not in line]
+    return {re.split(r"[^A-Za-z0-9._-]", one)[0].lower().replace("-", "_"): one for one in wanted}
+
+
+def run_tests(
+    folder: Path, version: str, required: Mapping[str, str], tests: tuple[str, ...] = CONTRACT_TESTS
+) -> tuple[bool, str]:
+    """Whether the contract tests pass on the vLLM in a folder, and pytest's summary, or what else they said.
+
+    A package that this release requires, and that a test does not find here, is put into the folder first.
+    """
+    release = ".".join(version.split(".")[:2])
+    searched = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [sys.executable, "-c", _RUN_TESTS, release, "-q", "--tb=line", "-rfE", "-p", "no:cacheprovider", *tests]
+    added: set[str] = set()
+    while True:
+        done = subprocess.run(
+            command,
+            cwd=_REPOSITORY,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(searched), "COLUMNS": "240"},
+            capture_output=True,
+            text=True,
+            timeout=_TEST_SECONDS,
+        )
+        lacking = set(_MISSING_MODULE.findall(done.stdout)) & required.keys() - added
+        if not lacking:
+            break
+        added |= lacking
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+        subprocess.run([*install, *(required[name] for name in sorted(lacking))], check=True, capture_output=True)
+    lines = done.stdout.splitlines()
+    kept = [line for line in lines if line.startswith(("FAILED", "ERROR"))] + lines[-1:]
+    kept += [f"with {name}, which this environment lacks" for name in sorted(added)]
+    return done.returncode == 0, "\n".join(kept or done.stderr.splitlines()[-20:])
+
+
 def report(findings: list[Finding], other: str) -> str:
     """Markdown: a line a name, the differences behind."""
     lines = [f"# vLLM {SUPPORTED_VLLM} against {other}", "", "| name | used for | state |", "|---|---|---|"]
@@ -182,6 +253,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", help="release to compare with (the newest)")
     parser.add_argument("--wheel", type=Path, help="a wheel that is here already")
+    parser.add_argument("--no-tests", action="store_true", help="compare the source alone")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -190,8 +262,16 @@ def main() -> int:
         except (LookupError, OSError, zipfile.BadZipFile) as error:
             print(f"next_vllm.py: error: {error}", file=sys.stderr)
             return 2
-    print(report(findings, path.name.split("-")[1]))
-    return int(any(finding.state in ("gone", "signature") for finding in findings))
+        version = path.name.split("-")[1].split("+")[0]
+        print(report(findings, version), flush=True)
+        passed = True
+        if not given.no_tests:
+            laid_out = Path(folder) / "laid-out"
+            laid_out.mkdir()
+            lay_out(path, version, laid_out)
+            passed, summary = run_tests(laid_out, version, requirements(path))
+            print(f"\n## Contract tests on {version}: {'passed' if passed else 'FAILED'}\n\n```\n{summary}\n```")
+    return int(not passed or any(finding.state in ("gone", "signature") for finding in findings))
 
 
 if __name__ == "__main__":

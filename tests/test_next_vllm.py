@@ -61,7 +61,7 @@ def test_what_has_moved_is_told(tmp_path: Path) -> None:
     }
     wheel = _wheel(tmp_path / "vllm-9.9.1-cp38-abi3-linux.whl", changes)
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--wheel", str(wheel)], capture_output=True, text=True, timeout=120
+        [sys.executable, str(SCRIPT), "--no-tests", "--wheel", str(wheel)], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1, done.stderr
     states = {
@@ -74,6 +74,43 @@ def test_what_has_moved_is_told(tmp_path: Path) -> None:
     # a method whose body calls the one that was renamed is worth reading too
     assert set(states.values()) <= {"same", "body"}
     assert "against 9.9.1" in done.stdout
+
+
+def test_the_contract_tests_run_on_what_the_wheel_holds(script: ModuleType, tmp_path: Path) -> None:
+    """One method has moved there: its test fails, and all others pass on that release."""
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    wheel, root, folder = tmp_path / "vllm-9.9.1-cp38-abi3-linux.whl", Path(spec.origin).parent, tmp_path / "laid-out"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file in root.rglob("*"):
+            if file.is_file() and file.suffix not in (".so", ".pyc"):
+                archive.write(file, file.relative_to(root.parent))
+    script.lay_out(wheel, "9.9.1", folder)
+    (folder / "vllm/_version.py").write_text("__version__ = '9.9.1'\n__version_tuple__ = (9, 9, 1)\n")
+    scheduler = folder / "vllm/v1/core/sched/scheduler.py"
+    scheduler.write_text(scheduler.read_text().replace("def make_stats(", "def make_figures("))
+    passed, summary = script.run_tests(folder, "9.9.1", {})
+    assert not passed
+    failed, counts = summary.splitlines()
+    assert "Scheduler.make_stats" in failed
+    assert counts.startswith("1 failed, ")
+    assert int(counts.split()[2]) > len(PRIVATE_NAMES)
+
+
+def test_requirements_are_those_without_extras(script: ModuleType, tmp_path: Path) -> None:
+    metadata = (
+        "Name: vllm\nRequires-Dist: orjson>=3.9\nRequires-Dist: mcp<3.0.0,>=2.2.0\n"
+        'Requires-Dist: typing-extensions>=4; python_version < "3.13"\nRequires-Dist: pandas; extra == "bench"\n'
+    )
+    wheel = tmp_path / "vllm-9.9.1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("vllm-9.9.1.dist-info/METADATA", metadata)
+    assert script.requirements(wheel) == {
+        "orjson": "orjson>=3.9",
+        "mcp": "mcp<3.0.0,>=2.2.0",
+        "typing_extensions": "typing-extensions>=4",
+    }
 
 
 def test_a_missing_wheel_is_an_error() -> None:

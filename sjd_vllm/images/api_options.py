@@ -47,6 +47,7 @@ class ImageOptions(BaseModel):
     redrafts: list[str]
     first_guesses: list[str]
     examples: list[str] = Field(description="Prompts that show what the model can do.")
+    init_image: bool = Field(description="Whether a picture can start from the rows of a given one.")
 
 
 def image_options(model: str, family: ImageFamily, config: SJDConfig) -> ImageOptions:
@@ -70,6 +71,7 @@ def image_options(model: str, family: ImageFamily, config: SJDConfig) -> ImageOp
         redrafts=list(REDRAFT_NAMES),
         first_guesses=list(FIRST_GUESS_NAMES),
         examples=list(family.examples),
+        init_image=family.can_encode,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import shutil
@@ -213,6 +214,58 @@ def test_the_curl_line_works_in_a_shell(page: Page, tmp_path: Path, num_pictures
     names = ["picture.png"] if num_pictures == 1 else ["picture-1.png", "picture-2.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert all(Image.open(tmp_path / name).size == (96, 96) for name in names)
+
+
+def test_a_seed_keeps_all_its_digits(bare: Page, server: httpx.Client) -> None:
+    """Also those that a number of JavaScript has no room for."""
+    seed = 2**62 + 1
+    page = opened(bare, server, seed=seed, prompt=PROMPT, n=2)
+    assert f'"seed":{seed},' in page.locator("#curl").input_value()
+    page.get_by_role("button", name="Make the pictures").click()
+    made(page)
+    expect(page.locator(".card").nth(1).get_by_role("button")).to_have_text(f"Seed {seed + 1}")
+    expected = server.post("/v1/images/generations", json={"prompt": PROMPT, "seed": seed + 1}, timeout=60).json()
+    saved = page.locator(".card").nth(1).get_by_role("link").get_attribute("href") or ""
+    assert saved.removeprefix("data:image/png;base64,") == expected["data"][0]["b64_json"]
+    page.get_by_label("Seed").fill("1.5")
+    page.get_by_role("button", name="Make the pictures").click()
+    expect(page.get_by_role("alert")).to_contain_text("must be a whole number")
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="the line needs curl and jq")
+def test_a_picture_is_finished_from_its_upper_rows(page: Page, server: httpx.Client, tmp_path: Path) -> None:
+    other = server.post("/v1/images/generations", json={"prompt": "a snowy mountain at night", "seed": 1}, timeout=60)
+    given = tmp_path / "it's given.png"
+    given.write_bytes(base64.b64decode(other.json()["data"][0]["b64_json"]))
+    page.get_by_text("More settings").click()
+    expect(page.locator("#start-hint")).to_contain_text("of which there are 16")
+    page.get_by_label("Picture to start from").set_input_files(given)
+    expect(page.get_by_label("Rows to keep")).to_have_value("8")
+    page.get_by_role("button", name="Make the picture").click()
+    made(page)
+    saved = page.locator(".card").get_by_role("link").get_attribute("href") or ""
+    painted = Image.open(io.BytesIO(base64.b64decode(saved.partition(",")[2])))
+    before = np.asarray(Image.open(given).convert("RGB"), dtype=float)
+    change = np.abs(np.asarray(painted, dtype=float) - before).mean((1, 2))
+    assert change[:36].mean() < change[60:].mean() / 3, "the upper rows are the given picture's"
+    whole = shot(page)
+    page.get_by_role("slider", name="Forward").press("Home")
+    covered = np.abs(shot(page) - whole).mean((1, 2))
+    half = len(covered) // 2
+    assert covered[: half - 8].mean() < 2, "the given rows lie open before the first forward"
+    assert covered[half + 8 :].mean() > 10
+    line = page.locator("#curl").input_value()
+    command = ["bash", "-euo", "pipefail", "-c", line]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"API_KEY": KEY, "PATH": "/usr/bin:/bin"}, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "picture.png").convert("RGB")), np.asarray(painted))
+    assert "init" not in page.get_by_label("These settings as a link").input_value()
+    page.get_by_label("Rows to keep").fill("16")
+    page.get_by_role("button", name="Make the picture").click()
+    expect(page.get_by_role("alert")).to_contain_text("Rows to keep cannot be used")
+    expect(page.get_by_role("alert")).to_contain_text("from 1 to 15")
 
 
 def test_stopping_frees_the_request(page: Page, server: httpx.Client) -> None:

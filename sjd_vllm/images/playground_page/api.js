@@ -22,7 +22,7 @@ async function fetchOptions(key) {
  * Throws ServerError; closing the iterator or aborting the signal frees the picture on the server.
  */
 async function* streamPicture(settings, key, signal) {
-  const body = JSON.stringify({ ...settings, stream: true, sjd: { ...settings.sjd, partial_rows: true } });
+  const body = asJson({ ...settings, stream: true, sjd: { ...settings.sjd, partial_rows: true } });
   const headers = { "content-type": "application/json", ...authorization(key) };
   const answer = await call(GENERATIONS, { method: "POST", headers, body, signal });
   for await (const data of serverSentEvents(answer.body)) {

@@ -34,7 +34,7 @@ class Card {
   }
 
   /** Show the whole picture and its figures. */
-  async finish({ b64_json, output_format, seed, sjd }, onUseSeed) {
+  async finish({ b64_json, output_format, sjd }, seed, onUseSeed) {
     this.figures = sjd;
     this.b64 = b64_json;
     const picture = await loadedPicture(b64_json);

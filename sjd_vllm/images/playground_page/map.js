@@ -3,7 +3,8 @@
 /** Where each forward's tokens lie: for each forward a list of {row, first, end} in columns. */
 function acceptedBars(tokensPerStep, size) {
   const bars = [];
-  let position = 0;
+  // the tokens of given rows come first, and no forward gave them
+  let position = size.num_tokens - tokensPerStep.reduce((sum, count) => sum + count, 0);
   for (const count of tokensPerStep) {
     const runs = [];
     for (const end = position + count; position < end; position++) {

@@ -5,6 +5,7 @@ let options = null;
 let needsKey = false;
 let running = null; // the run's AbortController
 let lastSeed = null; // of a run whose seed was left to chance
+let reading = Promise.resolve(); // of the picture to start from
 
 async function loadOptions() {
   try {
@@ -31,6 +32,7 @@ async function loadOptions() {
 function refresh() {
   if (!options) return;
   showStrategyHint(options);
+  showStartHint(sizeOf({ size: byId("size").value }));
   byId("make").textContent = Number(byId("n").value) > 1 ? "Make the pictures" : "Make the picture";
   byId("link").value = settingsLink();
   try {
@@ -58,8 +60,9 @@ async function run(work) {
   byId("verdict").hidden = true;
   player.load([]);
   try {
+    await reading;
     const settings = readSettings();
-    lastSeed = settings.seed === undefined ? Math.floor(Math.random() * 2 ** 31) : null;
+    lastSeed = settings.seed === undefined ? BigInt(Math.floor(Math.random() * 2 ** 31)) : null;
     settings.seed ??= lastSeed;
     history.replaceState(null, "", settingsLink());
     await work(settings, controller.signal);
@@ -85,7 +88,7 @@ async function makePictures({ n = 1, ...settings }, signal) {
   say(`Making ${counted(n, "picture")} …`);
   const cards = Array.from({ length: n }, () => new Card("", sizeOf(settings), settings.prompt));
   showCards(cards);
-  await Promise.all(cards.map((card, index) => paint(card, { ...settings, seed: settings.seed + index }, signal)));
+  await Promise.all(cards.map((card, index) => paint(card, { ...settings, seed: settings.seed + BigInt(index) }, signal)));
   player.load(cards);
   const steps = cards.reduce((sum, card) => sum + card.figures.num_steps, 0);
   const tokens = cards.reduce((sum, card) => sum + card.figures.num_tokens, 0);
@@ -119,7 +122,8 @@ async function compare({ n: _, ...settings }, signal) {
 async function paint(card, settings, signal) {
   try {
     for await (const event of streamPicture(settings, byId("key").value, signal)) {
-      if (event.type === "image_generation.completed") await card.finish(event, useSeed);
+      // the seed that was asked for: read from the answer it would lose digits
+      if (event.type === "image_generation.completed") await card.finish(event, settings.seed, useSeed);
       else await card.grow(event);
     }
   } catch (error) {
@@ -200,6 +204,10 @@ byId("form").addEventListener("submit", (event) => {
 byId("form").addEventListener("input", () => {
   if (byId("seed").value) lastSeed = null;
   refresh();
+});
+byId("init-image").addEventListener("change", () => {
+  reading = readGivenPicture(sizeOf({ size: byId("size").value })).then(refresh);
+  reading.catch(showError);
 });
 byId("compare").addEventListener("click", () => run(compare));
 byId("stop").addEventListener("click", () => running?.abort());

@@ -8,11 +8,11 @@ const STRATEGY_HINTS = {
   reuse_biased: "reuse_biased is SJD++ as published. It changes the distribution; for comparison only.",
   plain: "plain decoding takes one forward a token.",
 };
-// Field's id, what the link calls it, where it stands in a request, and its kind.
+// Field's id, what the link calls it, where it stands in a request, its kind, and whether a link can hold it.
 const FIELDS = [
   { id: "prompt", path: ["prompt"], kind: "text", label: "Prompt" },
   { id: "guidance", path: ["guidance_scale"], kind: "number", label: "Guidance" },
-  { id: "seed", path: ["seed"], kind: "integer", label: "Seed" },
+  { id: "seed", path: ["seed"], kind: "seed", label: "Seed" },
   { id: "n", path: ["n"], kind: "integer", label: "Pictures" },
   { id: "window", path: ["sjd", "num_speculative_tokens"], kind: "integer", label: "Window" },
   { id: "strategy", path: ["sjd", "redraft"], kind: "text", label: "Strategy" },
@@ -21,7 +21,13 @@ const FIELDS = [
   { id: "temperature", path: ["temperature"], kind: "number", label: "Temperature" },
   { id: "top-k", path: ["top_k"], kind: "integer", label: "Top-k" },
   { id: "top-p", path: ["top_p"], kind: "number", label: "Top-p" },
+  { id: "init-image", path: ["init_image"], kind: "file", label: "Picture to start from", isLocal: true },
+  { id: "keep-rows", path: ["keep_rows"], kind: "integer", label: "Rows to keep", isLocal: true },
 ];
+const LINKED_FIELDS = FIELDS.filter(({ isLocal }) => !isLocal);
+
+// The picture to start from: its file's name and its contents in base64; null without one.
+let givenPicture = null;
 
 /** A setting that cannot be sent; `param` is what the server would call it. */
 class SettingError extends Error {
@@ -58,6 +64,28 @@ function fillForm(options) {
     ),
   );
   byId("examples-field").hidden = !options.examples.length;
+  byId("start-fields").hidden = byId("start-hint").hidden = !options.init_image;
+}
+
+/** Read the file that was chosen. Its rows to keep are half of the picture's, where the form does not say. */
+async function readGivenPicture(size) {
+  const [file] = byId("init-image").files;
+  givenPicture = null;
+  if (!file) return;
+  const reader = new FileReader();
+  const done = new Promise((resolve, reject) => {
+    reader.onload = resolve;
+    reader.onerror = () => reject(new SettingError("init_image", "The file cannot be read."));
+  });
+  reader.readAsDataURL(file);
+  await done;
+  givenPicture = { name: file.name, base64: reader.result.slice(reader.result.indexOf(",") + 1) };
+  byId("keep-rows").value ||= Math.floor(size.rows / 2);
+}
+
+function showStartHint(size) {
+  byId("start-hint").textContent =
+    `The picture keeps its upper rows of image tokens, of which there are ${size.rows}; the model paints the others.`;
 }
 
 function showStrategyHint(options) {
@@ -70,10 +98,10 @@ function readSettings() {
   const settings = {};
   for (const { id, path, kind, label } of FIELDS) {
     const control = byId(id);
-    const text = control.value.trim();
+    const text = kind === "file" ? (givenPicture?.base64 ?? "") : control.value.trim();
     if (control.validity.badInput) throw new SettingError(path.join("."), `${label} must be a number.`);
     if (!text) continue;
-    const value = kind === "text" ? text : asNumber(text, kind, label, path.join("."));
+    const value = kind === "text" || kind === "file" ? text : asNumber(text, kind, label, path.join("."));
     if (path.length === 1) settings[path[0]] = value;
     else (settings.sjd ??= {})[path[1]] = value;
   }
@@ -83,6 +111,9 @@ function readSettings() {
 }
 
 function asNumber(text, kind, label, param) {
+  // A seed has up to 63 bits, of which a number of JavaScript would lose some.
+  if (kind === "seed" && /^\d+$/.test(text)) return BigInt(text);
+  if (kind === "seed") throw new SettingError(param, `${label} must be a whole number; it is “${text}”.`);
   const value = Number(text);
   if (!Number.isFinite(value)) throw new SettingError(param, `${label} must be a number; it is “${text}”.`);
   if (kind === "integer" && !Number.isSafeInteger(value)) {
@@ -91,10 +122,16 @@ function asNumber(text, kind, label, param) {
   return value;
 }
 
+/** A request's body in JSON, with every digit of its seed. */
+function asJson({ seed, ...settings }) {
+  const text = JSON.stringify(settings);
+  return seed === undefined ? text : `{"seed":${seed},${text.slice(1)}`;
+}
+
 /** The page's address with the form in its fragment, which no server sees. */
 function settingsLink() {
   const query = new URLSearchParams();
-  for (const { id } of FIELDS) {
+  for (const { id } of LINKED_FIELDS) {
     const value = byId(id).value.trim();
     if (value && !(id === "n" && value === "1")) query.set(id, value);
   }
@@ -103,7 +140,7 @@ function settingsLink() {
 
 function restoreSettings(fragment) {
   const query = new URLSearchParams(fragment.replace(/^#/, ""));
-  for (const { id } of FIELDS) {
+  for (const { id } of LINKED_FIELDS) {
     const control = byId(id);
     const value = query.get(id) ?? (id === "n" ? "1" : "");
     // A name that this server does not know is shown, and the server says what it knows.
@@ -118,9 +155,16 @@ function restoreSettings(fragment) {
 /** One command that makes the same pictures with curl and jq. */
 function curlLine(settings, route, needsKey) {
   const key = needsKey ? ' \\\n  -H "authorization: Bearer $API_KEY"' : "";
+  const { init_image, ...others } = settings;
+  const json = asJson(others);
+  // A picture is too long for a word of a command, so it comes through a pipe.
+  const source = init_image
+    ? `{ printf %s ${shellQuoted(`${json.slice(0, -1)},"init_image":"`)}\n` +
+      `  base64 -w0 ${shellQuoted(`./${givenPicture.name}`)}\n  printf '"}'; } |\n`
+    : "";
   const call =
-    `curl -sS --fail-with-body ${shellQuoted(route)} \\\n  -H 'content-type: application/json'${key} \\\n` +
-    `  -d ${shellQuoted(JSON.stringify(settings))}`;
+    `${source}curl -sS --fail-with-body ${shellQuoted(route)} \\\n  -H 'content-type: application/json'${key} \\\n` +
+    `  -d ${init_image ? "@-" : shellQuoted(json)}`;
   if ((settings.n ?? 1) === 1) return `${call} |\n  jq -r '.data[0].b64_json' | base64 -d > picture.png`;
   return (
     `${call} |\n  jq -r '.data[].b64_json' |\n` +
