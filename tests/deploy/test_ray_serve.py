@@ -64,7 +64,7 @@ def deploy(
             replicas=least, max_replicas=most, target_ongoing_requests=target, upscale_delay=1, downscale_delay=2
         )
         (scaling,) = settings.scaling().values()
-        scaling["look_back_period_s"] = 5  # 30 by itself
+        scaling |= {"look_back_period_s": 5, "metrics_interval_s": 1}  # 30 and 10 by themselves
         serve_run(head.address, port, ARGS, folder, node_variables, replicas={"autoscaling_config": scaling})
 
     return run
