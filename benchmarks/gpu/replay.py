@@ -110,8 +110,7 @@ def _in_fixed_noise_pool(runner: Any, replay: Replay) -> Iterator[None]:
 
     setattr(pool, "step", step)  # noqa: B010
     try:
-        name = "sweep_cpu" if hasattr(fixed_noise_pool, "sweep_cpu") else "sweep"
-        with _counted(fixed_noise_pool, name, replay, lambda: stepping[0].slots.seed):
+        with _counted(fixed_noise_pool, "sweep_cpu", replay, lambda: stepping[0].slots.seed):
             yield
     finally:
         setattr(pool, "step", engine_step)  # noqa: B010

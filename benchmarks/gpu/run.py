@@ -34,6 +34,8 @@ _WINDOWS, _CONTESTANTS = (0, 32, 16, 64), ("plain", "sjd", "stock")
 def main() -> int:
     """Run the parts asked for; 1 if one failed, 2 if one is not finished."""
     args = _parse_args()
+    # as after Ctrl-C, what runs is ended with us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     args.work.mkdir(parents=True, exist_ok=True)
     site = args.work / "site"
     setup = ["install", "--site", str(site), *(["--wheels", *map(str, args.wheels)] if args.wheels else [])]

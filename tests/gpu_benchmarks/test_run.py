@@ -6,6 +6,7 @@ import argparse
 import csv
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,6 @@ def test_a_cell_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_part_ends_at_its_limit_with_all_that_it_started(tmp_path: Path) -> None:
     """A process and its child sleep; neither is left."""
-    import time
-
     code = "import subprocess, sys, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
     with (tmp_path / "log").open("w+") as log:
         began = time.monotonic()
@@ -68,6 +67,22 @@ def test_a_part_ends_at_its_limit_with_all_that_it_started(tmp_path: Path) -> No
         log.seek(0)
         child = int(log.read())
     assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split(")")[1]
+
+
+def test_what_runs_ends_with_the_command(tmp_path: Path) -> None:
+    """The set-up, whose process is told by its flag; it is the command's own child, in a session of its own."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu" / "run.py"), "--small", "--work", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "== setup\n"
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        until = time.monotonic() + 30
+        while not (started := children.read_text().split()) and time.monotonic() < until:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(30) == 143
+    assert len(started) == 1
+    assert not Path(f"/proc/{started[0]}").exists()
 
 
 def test_a_part_goes_on_after_one_of_its_processes_failed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
