@@ -83,7 +83,7 @@ def sweep(drafts: Tensor, rows: Tensor, positions: Tensor, choices: Tensor, star
     """
     old = drafts[rows, positions]
     drafts[rows, positions] = torch.where(choices >= 0, choices, old)
-    num_rows = torch.diff(starts, append=starts.new_tensor([len(rows)]))
+    num_rows = torch.diff(starts, append=starts.new_full((1,), len(rows)))
     request = torch.arange(len(starts), device=rows.device).repeat_interleave(num_rows, output_size=len(rows))
     num_seen = torch.arange(1, len(rows) + 1, device=rows.device) - starts[request]
     ends_at = torch.where(old == choices, num_rows[request], num_seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,15 +15,31 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch import Tensor
 
+from sjd_kernels.sweep_cpu import sweep_cpu
 from sjd_vllm.core import gumbel_choices, process_target, sweep
 from sjd_vllm.core.randomness import gumbel_noise
 
 ROUNDING = 1e-12
+Sweep = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def compiled_sweep(*tensors: Tensor) -> Tensor:
+    """What the engine runs on a CPU in place of the core's."""
+    return torch.from_numpy(sweep_cpu(*(tensor.numpy() for tensor in tensors)))
+
+
+SWEEPS = pytest.mark.parametrize("sweeping", [sweep, compiled_sweep], ids=["core", "compiled"])
 Noise = dict[int, Polygon]
 
 
 def emitted_joint(
-    model: ToyModel, window: int, first_drafts: list[int], *, is_noise_shared: bool = False, surplus: int = 0
+    model: ToyModel,
+    window: int,
+    first_drafts: list[int],
+    sweeping: Sweep = sweep,
+    *,
+    is_noise_shared: bool = False,
+    surplus: int = 0,
 ) -> Tensor:
     """The joint [V ** num_tokens] of what sweeps emit: every outcome of the noise is followed with its probability.
 
@@ -40,7 +57,7 @@ def emitted_joint(
             for probability, choices, known in _all_choices(model, drafts, position, num_rows, noise, is_noise_shared):
                 tokens = torch.tensor([drafts])
                 rows = torch.zeros(num_rows, dtype=torch.long)
-                final = sweep(tokens, rows, position + torch.arange(num_rows), torch.tensor(choices), rows[:1])
+                final = sweeping(tokens, rows, position + torch.arange(num_rows), torch.tensor(choices), rows[:1])
                 at, new = position + min(int(final) + surplus, num_rows), tokens[0].tolist()
                 if at == model.num_tokens:
                     joint[model.sequence_index(tokens)] += weight * probability
@@ -78,12 +95,13 @@ DISTRIBUTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@SWEEPS
 @pytest.mark.parametrize("kind", DISTRIBUTIONS)
 @pytest.mark.parametrize("window", [0, 1, 2, 3])
-def test_the_joint_is_that_of_ordinary_sampling(window: int, kind: str) -> None:
+def test_the_joint_is_that_of_ordinary_sampling(window: int, kind: str, sweeping: Sweep) -> None:
     model = ToyModel.random(7, num_tokens=4 if window == 3 else 5, **DISTRIBUTIONS[kind])
     for first_drafts in ([0, 0, 0, 0, 0][: model.num_tokens], [2, 0, 1, 1, 2][: model.num_tokens]):
-        joint = emitted_joint(model, window, first_drafts)
+        joint = emitted_joint(model, window, first_drafts, sweeping)
         assert float((joint - model.joint()).abs().sum() / 2) < ROUNDING
 
 
