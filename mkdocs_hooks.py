@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent
 # Taken into the site, under the same path.
-_MORE = ("benchmarks/README.md", "benchmarks/results/*")
+_MORE = ("benchmarks/README.md", "benchmarks/gpu/README.md", "benchmarks/results/*")
 _IN_REPOSITORY = re.compile(r"(?<!!)\[([^\]]+)\]\(\.\./([^)#]+)(#[^)]*)?\)")
 
 
@@ -33,7 +33,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
     A link to what is nowhere is left as it is, and fails a strict build.
     """
-    if page.file.src_uri == "benchmarks/README.md":
+    if page.file.src_uri in _MORE:
         return markdown
 
     def replaced(match: re.Match[str]) -> str:

@@ -34,7 +34,7 @@ def _wheel(path: Path, changes: dict[str, tuple[str, str]]) -> Path:
     assert spec.origin is not None
     root = Path(spec.origin).parent
     with zipfile.ZipFile(path, "w") as archive:
-        for pattern in ("*.py", "v1/**/*.py", "engine/**/*.py", "entrypoints/**/*.py"):
+        for pattern in ("*.py", *(f"{folder}/**/*.py" for folder in ("v1", "engine", "entrypoints", "config", "utils"))):
             for file in root.glob(pattern):
                 name = file.relative_to(root.parent).as_posix()
                 text = file.read_text(encoding="utf-8")
@@ -89,11 +89,11 @@ def test_the_contract_tests_run_on_what_the_wheel_holds(script: ModuleType, tmp_
     script.lay_out(wheel, "9.9.1", folder)
     (folder / "vllm/_version.py").write_text("__version__ = '9.9.1'\n__version_tuple__ = (9, 9, 1)\n")
     scheduler = folder / "vllm/v1/core/sched/scheduler.py"
-    scheduler.write_text(scheduler.read_text().replace("def make_stats(", "def make_figures("))
+    scheduler.write_text(scheduler.read_text().replace("def _preempt_request(", "def _evict_request("))
     passed, summary = script.run_tests(folder, "9.9.1", {})
     assert not passed
     failed, counts = summary.splitlines()
-    assert "Scheduler.make_stats" in failed
+    assert "Scheduler._preempt_request" in failed
     assert counts.startswith("1 failed, ")
     assert int(counts.split()[2]) > len(PRIVATE_NAMES)
 

@@ -53,7 +53,7 @@ PRIVATE_NAMES = (
     PrivateName(_V2 + ".spec_decode.speculator", "BaseSpeculator", "base of what stands for a speculator"),
     PrivateName("vllm.utils.torch_utils", "async_tensor_h2d", "called: a step's one copy to the device"),
     PrivateName("vllm.v1.worker.cpu.model_runner", "CPUModelRunner", "base of our V2 runner on a CPU"),
-    PrivateName("vllm.config", "VllmConfig.use_v2_model_runner", "read: which runner vLLM chose"),
+    PrivateName("vllm.config.vllm", "VllmConfig.use_v2_model_runner", "read: which runner vLLM chose"),
     PrivateName(_SCHEDULER, "Scheduler._update_after_schedule", "extended: how many drafts the next step may have"),
     PrivateName("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", "base of our scheduler beside V2"),
     PrivateName("vllm.v1.worker.gpu_worker", "Worker._make_model_runner", "overridden: builds our runner on a GPU"),
