@@ -55,7 +55,6 @@ def node_variables(cpu_as_gpu: Path) -> dict[str, str]:
         cpu_as_gpu,
         VLLM_CPU_OMP_THREADS_BIND="nobind",
         VLLM_NO_USAGE_STATS="1",
-        VLLM_PLUGINS="cpu_as_gpu,sjd_vllm",  # a replica names its own plugin, and vLLM takes no others then
         RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S="1",  # 10 by itself, and a test waits for several of them
     )
 
