@@ -18,11 +18,11 @@ demo: $(READY)
 	@echo "Pictures and a contact sheet are in $(DEMO_OUTPUT)/"
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster"
 	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/triton $(BIN)/python -m pytest tests/kernels
 	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/triton VLLM_USE_V2_MODEL_RUNNER=1 $(BIN)/python -m pytest $(V2_TESTS)
 
-# Of these tests those that start a real Ray cluster on this machine, its faults included.
+# A real Ray cluster on this machine, its faults included. Its waits are real time, so it wants a machine of its own.
 test-ray: $(READY)
 	$(BIN)/python -m pytest -m cluster
 
