@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from kernel_cases import generator, hard_logits, kernel_device, some_seeds
 from sjd_vllm.core import gumbel_choices as core_choices
 from sjd_vllm.core import process_target
-from sjd_vllm.engine.kernels import choices, has_kernels
+from sjd_vllm.engine.kernels import gumbel_choices_cuda, has_kernels
 
 DEVICE = kernel_device()
 
@@ -128,10 +128,11 @@ def test_what_does_not_fit_is_refused(logits: Any, first: int, num_columns: int,
         gumbel_choices(logits.to(DEVICE), first, num_columns, **on_device)
 
 
-def test_the_engine_asks_the_kernel_with_arrays_of_the_host() -> None:
+def test_the_engine_asks_the_kernel() -> None:
     logits = hard_logits("normal", (4, 100), 2)
     per_row = plain(2) | {"uncond_rows": torch.tensor([2, 3]), "guidance_scale": torch.tensor([2.0, 3.0])}
-    found = choices(logits.to(DEVICE), 10, 80, **{name: value.numpy() for name, value in per_row.items()})
+    on_device = {name: value.to(DEVICE) for name, value in per_row.items()}
+    found = gumbel_choices_cuda(logits.to(DEVICE), 10, 80, **on_device)
     assert found.tolist() == both(logits, 10, 80, **per_row)[1]
 
 
