@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sjd_kernels.gumbel_choices_cpu import gumbel_choices_cpu
 from sjd_vllm.core import gumbel_choices
+from sjd_vllm.core.randomness import gumbel_noise
 
 
 def both(logits: torch.Tensor, first: int, num_columns: int, **per_row: Any) -> tuple[list[int], list[int]]:
@@ -52,19 +53,31 @@ def test_equals_the_core(
     elif kind == "huge":
         logits *= 1e4
     rows = torch.randperm(num_rows, generator=generator).numpy()
-    compiled, core = both(
-        logits,
-        first,
-        num_columns,
-        rows=rows,
-        uncond_rows=rows + num_rows,
-        guidance_scale=np.resize(np.array(scales, np.float32), num_rows),
-        temperature=np.resize(np.array(temperatures, np.float32), num_rows),
-        top_k=np.resize(np.array(top_ks), num_rows),
-        seeds=torch.randint(-(2**62), 2**62, (num_rows,), generator=generator).numpy(),
-        positions=torch.randint(10**6, (num_rows,), generator=generator).numpy(),
-    )
-    assert compiled == core
+    per_row = {
+        "rows": rows,
+        "uncond_rows": rows + num_rows,
+        "guidance_scale": np.resize(np.array(scales, np.float32), num_rows),
+        "temperature": np.resize(np.array(temperatures, np.float32), num_rows),
+        "top_k": np.resize(np.array(top_ks), num_rows),
+        "seeds": torch.randint(-(2**62), 2**62, (num_rows,), generator=generator).numpy(),
+        "positions": torch.randint(10**6, (num_rows,), generator=generator).numpy(),
+    }
+    compiled, core = both(logits, first, num_columns, **per_row)
+    for row, (chosen, expected) in enumerate(zip(compiled, core, strict=True)):
+        if chosen != expected:  # two scores that differ by a rounding error, which is rare
+            gap = abs(score(logits, per_row, row, chosen) - score(logits, per_row, row, expected))
+            assert gap < 1e-5, (row, chosen, expected, gap)
+
+
+def score(logits: torch.Tensor, per_row: dict[str, Any], row: int, token: int) -> float:
+    """What the choice is the highest of, in float64."""
+    cond, uncond = (float(logits[per_row[half][row], token]) for half in ("rows", "uncond_rows"))
+    scale, temperature = float(per_row["guidance_scale"][row]), float(per_row["temperature"][row])
+    mixed = cond if scale == 1 else uncond + scale * (cond - uncond)
+    if temperature <= 0:
+        return mixed
+    key = [torch.tensor([int(per_row[name][row])]) for name in ("seeds", "positions")]
+    return mixed / temperature + float(gumbel_noise(*key, torch.tensor([token]), torch.float64))
 
 
 def plain(num_rows: int) -> dict[str, Any]:
