@@ -245,9 +245,7 @@ class DeviceStates:
         set_of_row = self._set_of_position[own, positions].long()
         choices = self._only_id[set_of_row]
         for index in self._open_sets(slots):
-            legal = self._sets[index]
-            assert legal is not None
-            chosen = legal.choices(
+            chosen = self._set(index).choices(
                 logits,
                 span,
                 rows=cond_logits,
@@ -300,8 +298,8 @@ class DeviceStates:
     def _take_rule(self, rule: DraftingRule, slot: int) -> _Positions:
         if rule not in self._rules:
             key = next(n for n in range(len(self._rule_keys) + 1) if n not in self._rule_keys)
-            self._rule_keys[key] = rule
             self._rules[rule] = (self._new_positions(rule, key), set())
+            self._rule_keys[key] = rule
         positions, members = self._rules[rule]
         members.add(slot)
         self._rule_of_slot[slot] = positions.key

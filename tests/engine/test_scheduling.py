@@ -57,6 +57,8 @@ def test_joint_law_under_chunked_prefill_and_preemption(
         ]
         samples = [tokens for (tokens,) in running.generate([prompt] * num_samples, params)]
         assert chi_square_p_value(samples, reference.joint(prompt, guidance, allowed, num_tokens)) > 1e-4
+        # the same samples would not pass if guidance were lost
+        assert chi_square_p_value(samples, reference.joint(prompt, None, allowed, num_tokens)) < 1e-4
         assert len(preempted) > scaled(100, 20)
         running.assert_nothing_left()
 
