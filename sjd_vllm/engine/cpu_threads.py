@@ -3,7 +3,7 @@
 All threads of an operator wait for the slowest, so on shared cores one busy neighbour slows every operator down, and
 fewer threads are faster; a small step has too little to share out. Which is the case is not known beforehand and may
 change at any time, so both are measured while the engine works, by size of step. A trial of many threads on busy cores
-can take a hundred times as long as the step, so there is none unless the cores for it are idle.
+can take a hundred times as long as the step, so there is none unless the cores for it are free.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import psutil
 _SMALLEST = 16  # tokens of a step below which the fewest threads are always taken
 _NUM_FIRST = 3  # measurements of each number of threads before one is preferred
 _MEMORY = 0.9  # weight of earlier measurements after each one
-_IDLE_SHARE = 0.7  # of the cores that more threads would take, that must be idle for a trial
-_IDLE_SECONDS = 0.25  # over which idle cores are counted, at least
+_FREE_SHARE = 0.7  # of the cores that more threads would take, that must be free for a trial
+_FREE_SECONDS = 0.25  # over which free cores are counted, at least
 _FIRST_PROBE, _LAST_PROBE = 16, 1024  # steps until the other number is tried again: doubled each time it is slower
 
 
@@ -32,21 +32,26 @@ class _Size:
     probe_interval: int = _FIRST_PROBE
 
 
-class IdleCores:
-    """How many cores of the machine did nothing lately, ours included."""
+class FreeCores:
+    """How many cores of the machine other processes left alone lately."""
 
     def __init__(self) -> None:
-        self._time, self._idle = time.perf_counter(), psutil.cpu_times().idle
+        self._process = psutil.Process()
+        self._before = self._times()
         self._cores = 0.0
 
     def __call__(self) -> float:
         """Mean over the last quarter of a second or more; 0 until one has passed."""
-        now = time.perf_counter()
-        if now - self._time >= _IDLE_SECONDS:
-            idle = psutil.cpu_times().idle
-            self._cores = (idle - self._idle) / (now - self._time)
-            self._time, self._idle = now, idle
+        if time.perf_counter() - self._before[0] >= _FREE_SECONDS:
+            now = self._times()
+            seconds, free = (after - before for after, before in zip(now, self._before, strict=True))
+            self._cores, self._before = free / seconds, now
         return self._cores
+
+    def _times(self) -> tuple[float, float]:
+        """Seconds by the clock, and core seconds that were idle or ours."""
+        own = self._process.cpu_times()
+        return time.perf_counter(), psutil.cpu_times().idle + own.user + own.system
 
 
 class ThreadControl:
@@ -54,12 +59,12 @@ class ThreadControl:
 
     Args:
         few, many: numbers of threads; the same if there is no choice.
-        idle_cores: how many cores are idle while steps take few threads.
+        free_cores: how many cores this process has, or could have.
     """
 
-    def __init__(self, few: int, many: int, idle_cores: Callable[[], float] | None = None) -> None:
+    def __init__(self, few: int, many: int, free_cores: Callable[[], float] | None = None) -> None:
         self._few, self._many = few, many
-        self._idle_cores = idle_cores or IdleCores()
+        self._free_cores = free_cores or FreeCores()
         self._candidates = (few, many) if few < many else (few,)
         self._sizes: dict[int, _Size] = {}
 
@@ -100,7 +105,7 @@ class ThreadControl:
             size.steps_to_probe = size.probe_interval
 
     def _may_try_many(self) -> bool:
-        return self._idle_cores() >= _IDLE_SHARE * (self._many - self._few)
+        return self._free_cores() >= self._few + _FREE_SHARE * (self._many - self._few)
 
     def _best(self, size: _Size) -> int | None:
         if any(size.counts.get(threads, 0) < _NUM_FIRST for threads in self._candidates):

@@ -67,6 +67,7 @@ class SJDSchedulerMixin:
         self._counters = EngineCounters(self.vllm_config.instance_id, is_writer=True)
         self._counters.put("model_runner", 2 if self.use_v2_model_runner else 1)
         self._awaited: set[str] = set()  # halves that were preempted for their other halves before the last step
+        self._drafting_from: dict[str, int] = {}  # by main, its tokens when it had its first window of those in a row
         self._refused: dict[str, list[int]] = {}  # by request, the drafts of this step that were not accepted
         self._max_num_drafts = self.num_spec_tokens
         self._steps: dict[int, _Step] = {}  # by id() of the SchedulerOutput, until its result has come
@@ -226,18 +227,27 @@ class SJDSchedulerMixin:
     ) -> None:
         """Tell controller and counters what became of the drafts; companions have the drafts of their mains."""
         self._refused = {}
+        telling: list[tuple[int, int]] = []
         for request in scoring:
             request_id = request.request_id
-            drafts = drafts_of.get(request_id)
-            num_emitted = request.num_tokens - num_tokens_before[request_id]
-            if not drafts or not num_emitted or self.pairs.is_companion(request_id):
+            if self.pairs.is_companion(request_id):
                 continue
-            if _runner_args(request).is_adaptive:
-                self._windows.observe_acceptance(len(drafts), num_emitted - 1)
+            drafts = drafts_of.get(request_id)
+            num_before = num_tokens_before[request_id]
+            num_emitted = request.num_tokens - num_before
+            if not drafts or request.is_finished():
+                self._drafting_from.pop(request_id, None)
+            if not drafts or not num_emitted:
+                continue
+            if not request.is_finished():
+                has_advanced = num_before - self._drafting_from.setdefault(request_id, num_before)
+                if has_advanced >= len(drafts) and _runner_args(request).is_adaptive:
+                    telling.append((len(drafts), num_emitted - 1))
             self._counters.add("drafts_scored_total", len(drafts))
             self._counters.add("drafts_accepted_total", num_emitted - 1)
             if drafts[0] >= 0:  # the V1 runner's; those of V2 never leave the device
                 self._refused[request_id] = drafts[num_emitted:]
+        self._windows.observe_acceptance(telling)
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
         """Take the next windows, and count which of the old drafts stand in them."""
@@ -272,6 +282,7 @@ class SJDSchedulerMixin:
         finished = super().finish_requests(request_ids, finished_status)
         for request in finished:
             self.pairs.close(request.request_id)
+            self._drafting_from.pop(request.request_id, None)
         return [request for request in finished if not self.pairs.is_companion(request.request_id)]
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:

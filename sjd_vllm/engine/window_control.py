@@ -11,21 +11,31 @@ It serves requests under fixed noise only, whose tokens do not depend on windows
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 # Drafts gained by a window of w, relative to an endless one: w / (w + HALF). From the forwards per picture of the demo
 # model by window (benchmarks/results/forwards.csv).
 _HALF_WINDOW = 17.0
-# What an endless window gains before anything was measured, and for how many full windows' worth this counts.
+# What an endless window gains as long as nothing was measured, and for how many full windows' worth this counts.
 _PRIOR_GAIN, _PRIOR_WEIGHT = 5.0, 4.0
 _CANDIDATES = (0, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _MEMORY = 0.995  # weight of a step's figures after each later step
+# Where no drafts are taken nothing is learned of them, so what was measured gives way to the prior, slowly: drafts that
+# were given up for a wrong reason come back.
+_FADING = 0.9995
 _NUM_WARM_UP = 4  # the first steps of a process are slow
-_NUM_TRUSTED = 12  # steps with drafts before which the longest window is used
-# Every so many steps one has another window, all candidates in turn: rows and tokens must not always grow together, and
-# a window that was given up for a wrong reason must come back. Not those that would take so many times the best one's
-# time.
+# Steps with drafts before which the cost of a step is unknown. They have this many tokens at most, or half as many, to
+# learn what tokens cost and not to be slow where they cost much.
+_NUM_TRUSTED, _TRIAL_TOKENS = 12, 256
+# Every so many steps one has another window, all candidates in turn: rows and tokens must not always grow together. Not
+# those that would take so many times the best one's time.
 _PROBE_EVERY, _PROBE_LIMIT = 16, 1.5
+# How much faster than none a window must look for drafts to be taken up, and to be kept. What is fitted is this far off
+# at times, where drafts hardly pay a wrong guess costs more than a right one brings, and the first windows after a
+# pause are guesses, so it must not go to and fro.
+_MARGIN_TO_BEGIN, _MARGIN_TO_STAY = 1.15, 1.02
 
 
 class WindowController:
@@ -38,7 +48,8 @@ class WindowController:
     def __init__(self, longest: int) -> None:
         self._candidates = np.array([window for window in _CANDIDATES if window < longest] + [longest])
         self._num_steps = 0
-        self._num_drafting = 0
+        self._num_drafting = 0  # steps with drafts so far
+        self._is_drafting = True
         # weighted sums of the least squares of seconds = cost @ (1, rows, tokens), each step relative to its seconds,
         # so that a stalled step, which says nothing about the next one, hardly counts
         self._products = np.zeros((3, 3))
@@ -58,10 +69,20 @@ class WindowController:
         self._products = _MEMORY * self._products + np.outer(relative, relative)
         self._rates = _MEMORY * self._rates + relative
 
-    def observe_acceptance(self, window: int, num_accepted: int) -> None:
-        """A request had so many of its `window` drafts accepted."""
-        self._accepted = _MEMORY * self._accepted + num_accepted
-        self._possible = _MEMORY * self._possible + _gain(window)
+    def observe_acceptance(self, drafts: Sequence[tuple[int, int]]) -> None:
+        """What became of a step's drafts: (length of the window, drafts accepted) of each request that tells.
+
+        Those tell of whose drafts all had come in at the window's end. The drafts of a window just opened are first
+        guesses, and say nothing about what the window will give.
+        """
+        if drafts:
+            windows, accepted = np.array(drafts).T
+            # all requests of a step are one measurement: they may have begun together, and be at the same hard place
+            self._accepted = _MEMORY * self._accepted + accepted.mean()
+            self._possible = _MEMORY * self._possible + _gain(windows).mean()
+        else:
+            self._accepted += (1 - _FADING) * (_PRIOR_GAIN * _PRIOR_WEIGHT - self._accepted)
+            self._possible += (1 - _FADING) * (_PRIOR_WEIGHT - self._possible)
 
     def choose(self, num_rows: int, num_pictures: int, other_rows: int, other_tokens: int) -> int:
         """The window for the next step.
@@ -69,18 +90,26 @@ class WindowController:
         num_rows: rows of the pictures that take the window, both halves counted; num_pictures: how many these are.
         other_rows, other_tokens: of everything else in the step.
         """
-        self.window = int(self._candidates[-1])
-        if num_pictures and self._num_drafting >= _NUM_TRUSTED:
+        best = len(self._candidates) - 1
+        if num_pictures and self._num_drafting < _NUM_TRUSTED:
+            is_odd = self._num_steps % 2
+            fitting = int((num_rows * (1 + self._candidates) <= _TRIAL_TOKENS >> is_odd).sum()) - 1
+            best = max(fitting, 0 if is_odd else min(best, 1))
+        elif num_pictures:
             fixed, per_row, per_token = self._fitted()
             tokens = num_rows * (1 + self._candidates) + other_tokens
             seconds = fixed + per_row * (num_rows + other_rows) + per_token * tokens
-            gained = 1 + self._accepted / self._possible * _gain(self._candidates)
-            best = int(np.argmax(gained / seconds))
+            rates = (1 + self._accepted / self._possible * _gain(self._candidates)) / seconds
+            best = int(np.argmax(rates))
+            margin = _MARGIN_TO_STAY if self._is_drafting else _MARGIN_TO_BEGIN
+            if rates[best] < margin * rates[0]:
+                best = 0
+            self._is_drafting = best > 0
             if self._num_steps % _PROBE_EVERY == 0:
                 probe = self._num_steps // _PROBE_EVERY % len(self._candidates)
                 if seconds[probe] <= _PROBE_LIMIT * seconds[best]:
                     best = probe
-            self.window = int(self._candidates[best])
+        self.window = int(self._candidates[best])
         return self.window
 
     def _fitted(self) -> np.ndarray:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
-from sjd_vllm.engine.cpu_threads import IdleCores, ThreadControl
+from sjd_vllm.engine.cpu_threads import FreeCores, ThreadControl
 
 
 def play(control: ThreadControl, num_steps: int, seconds: Callable[[int, int], float], num_tokens: int) -> list[int]:
@@ -28,39 +28,42 @@ def busy(num_tokens: int, threads: int) -> float:
 
 
 def test_large_steps_take_many_threads_and_small_ones_few() -> None:
-    control = ThreadControl(1, 2, lambda: 1.0)
+    control = ThreadControl(1, 2, lambda: 2.0)
     assert play(control, 400, idle, 130)[-100:].count(2) >= 98
     assert play(control, 400, idle, 20)[-100:].count(1) >= 98
     assert set(play(control, 50, idle, 2)) == {1}
 
 
 def test_on_busy_cores_few_threads_and_seldom_another_look() -> None:
-    control = ThreadControl(1, 2, lambda: 1.0)
+    control = ThreadControl(1, 2, lambda: 2.0)
     chosen = play(control, 4000, busy, 130)
     assert chosen[-2000:].count(2) <= 4
     assert 2 in chosen[-2000:]
 
 
 def test_a_change_is_noticed() -> None:
-    control = ThreadControl(1, 2, lambda: 1.0)
+    control = ThreadControl(1, 2, lambda: 2.0)
     play(control, 200, busy, 130)
     assert play(control, 3000, idle, 130)[-200:].count(2) > 180
     assert play(control, 300, busy, 130)[-100:].count(1) > 90
 
 
 def test_many_threads_are_not_tried_on_busy_cores() -> None:
-    cores = 0.1
+    cores = 1.1
     control = ThreadControl(1, 2, lambda: cores)
     assert set(play(control, 300, idle, 130)) == {1}
-    cores = 0.9
+    cores = 1.9
     assert play(control, 300, idle, 130)[-100:].count(2) >= 98
 
 
-def test_idle_cores_are_counted() -> None:
-    counted = IdleCores()
+def test_cores_that_others_leave_are_counted() -> None:
+    """This process's own work does not count against it."""
+    counted = FreeCores()
     assert counted() == 0
-    time.sleep(0.3)
-    assert 0 <= counted() <= (os.cpu_count() or 1) + 0.5
+    until = time.perf_counter() + 0.5
+    while time.perf_counter() < until:
+        pass
+    assert 0.5 <= counted() <= (os.cpu_count() or 1) + 0.5
 
 
 def test_no_choice_is_no_trial() -> None:

@@ -23,7 +23,7 @@ def settled(cost: Cost, num_pictures: int, *, longest: int = 64, acceptance: flo
         window = controller.choose(num_rows=rows, num_pictures=num_pictures, other_rows=0, other_tokens=0)
         tokens = rows * (1 + window)
         controller.observe_step(rows, tokens, cost(rows, tokens))
-        controller.observe_acceptance(window, round(acceptance * window / (window + 17)))
+        controller.observe_acceptance([(window, round(acceptance * window / (window + 17)))] if window else [])
         chosen.append(window)
     return chosen[-NUM_LAST:]
 
@@ -87,7 +87,7 @@ def test_a_window_of_zero_can_be_left_again() -> None:
             window = controller.choose(num_rows=rows, num_pictures=num_pictures, other_rows=0, other_tokens=0)
             tokens = rows * (1 + window)
             controller.observe_step(rows, tokens, 0.004 + 2e-4 * tokens)
-            controller.observe_acceptance(window, round(ACCEPTANCE * window / (window + 17)))
+            controller.observe_acceptance([(window, round(ACCEPTANCE * window / (window + 17)))] if window else [])
             chosen.append(window)
         return chosen
 
@@ -125,6 +125,6 @@ def test_plain_decoding_before_does_not_mislead() -> None:
     for _ in range(200):
         window = controller.choose(num_rows=2, num_pictures=1, other_rows=0, other_tokens=0)
         controller.observe_step(2, 2 * (1 + window), 0.006 + 1e-5 * 2 * window)
-        controller.observe_acceptance(window, round(ACCEPTANCE * window / (window + 17)))
+        controller.observe_acceptance([(window, round(ACCEPTANCE * window / (window + 17)))] if window else [])
         chosen.append(window)
     assert usual(chosen[-NUM_LAST:]) == 64
