@@ -7,6 +7,7 @@ without guidance, since it has none. `ours` is this plugin's engine, for plain d
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -41,7 +42,11 @@ class Contestant:
     def __init__(self, engine: str, max_batch_size: int, window: int) -> None:
         started = time.perf_counter()
         command = [sys.executable, str(Path(__file__)), engine, str(max_batch_size), str(window)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # compiled sources stay, as those of installed packages do
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
         self.decode("none", [0], 1)
         self.start_seconds = time.perf_counter() - started
 

@@ -33,10 +33,10 @@ def main() -> None:
     taken_on = provenance()
     for concurrency in sorted(args.concurrency):
         turns: dict[str, list[Turn]] = {method: [] for method in METHODS}
-        num_pictures = max(args.pictures, 2 * concurrency)
-        size = max(args.pictures // 4, concurrency)
-        for turn, start in enumerate(range(0, num_pictures, size)):
-            seeds = list(range(start, min(start + size, num_pictures)))
+        # long turns, as pictures come and go under load, and do not begin and end together
+        size = max(3 * concurrency, 4)
+        for turn in range(args.turns):
+            seeds = list(range(turn * size, (turn + 1) * size))
             for method in METHODS[turn % 3 :] + METHODS[: turn % 3]:
                 engine = engines["stock" if method == "stock" else "ours"]
                 turns[method].append(engine.decode("sjd" if method == "sjd" else "none", seeds, concurrency))
@@ -90,9 +90,7 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
 def _parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     parser.add_argument("--concurrency", type=int_list, default=[1, 2, 4, 8, 16, 32, 64], help="pictures at once")
-    parser.add_argument(
-        "--pictures", type=int, default=12, help="pictures of each method, twice the concurrency at least"
-    )
+    parser.add_argument("--turns", type=int, default=3, help="of each method, with three pictures for each at once (3)")
     parser.add_argument("--window", type=int, default=SJDConfig().num_speculative_tokens, help="the longest window")
     parser.add_argument("--output", type=Path, default=RESULTS, help="CSV file to append to")
     args: argparse.Namespace = parser.parse_args()

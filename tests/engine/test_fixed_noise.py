@@ -83,6 +83,23 @@ def test_windows_that_follow_the_load_do_not_show(
     assert generated(roomy, [None]) == expected
 
 
+def test_a_window_of_first_guesses_tells_nothing(roomy: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller hears of acceptance once all drafts of a window came in at its end."""
+    told: list[list[tuple[int, int]]] = []
+    chosen = iter([8] * 12 + [0] * 2 + [8] * 1000)
+    monkeypatch.setattr(WindowController, "choose", lambda self, **load: next(chosen))
+    monkeypatch.setattr(WindowController, "observe_acceptance", lambda self, drafts: told.append(list(drafts)))
+    prompt, settings, seed = CASES[1]
+    roomy.generate([prompt], [sampling(80, seed=seed, **settings)])
+    # the first step is the prompt's; from then on each gives at least one token
+    settled = [bool(drafts) for drafts in told]
+    assert not any(settled[:3])
+    assert any(settled[3:12])
+    assert not any(settled[12:15])
+    assert any(settled[15:])
+    assert {window for step in told for window, _ in step} <= set(range(1, 9))
+
+
 def test_chunks_cut_windows_and_preemption_do_not_show(
     tiny_llama: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

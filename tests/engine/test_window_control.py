@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,18 +15,26 @@ NUM_LAST = 208  # a round of probes
 ACCEPTANCE = 5.0  # drafts that an endless window gains
 
 
-def settled(cost: Cost, num_pictures: int, *, longest: int = 64, acceptance: float = ACCEPTANCE) -> list[int]:
+def settled(
+    cost: Cost,
+    num_pictures: int,
+    *,
+    longest: int = 64,
+    acceptance: float = ACCEPTANCE,
+    steps: int = 700,
+    last: int = NUM_LAST,
+) -> list[int]:
     """The last windows chosen for so many guided pictures on a machine with this cost of (rows, tokens)."""
     controller = WindowController(longest)
     rows = 2 * num_pictures
     chosen = []
-    for _ in range(700):
+    for _ in range(steps):
         window = controller.choose(num_rows=rows, num_pictures=num_pictures, other_rows=0, other_tokens=0)
         tokens = rows * (1 + window)
         controller.observe_step(rows, tokens, cost(rows, tokens))
         controller.observe_acceptance([(window, round(acceptance * window / (window + 17)))] if window else [])
         chosen.append(window)
-    return chosen[-NUM_LAST:]
+    return chosen[-last:]
 
 
 def usual(windows: list[int]) -> int:
@@ -128,3 +137,41 @@ def test_plain_decoding_before_does_not_mislead() -> None:
         controller.observe_acceptance([(window, round(ACCEPTANCE * window / (window + 17)))] if window else [])
         chosen.append(window)
     assert usual(chosen[-NUM_LAST:]) == 64
+
+
+def test_what_a_token_costs_is_learned_on_small_steps() -> None:
+    """A busy engine's first steps with drafts must not take seconds."""
+    controller = WindowController(64)
+    tokens = []
+    for _ in range(16):
+        window = controller.choose(num_rows=64, num_pictures=32, other_rows=0, other_tokens=0)
+        tokens.append(64 * (1 + window))
+        controller.observe_step(64, tokens[-1], 0.01 + 1e-4 * tokens[-1])
+    assert max(tokens) <= 256
+    assert WindowController(64).choose(num_rows=2, num_pictures=1, other_rows=0, other_tokens=0) == 64
+
+
+def test_where_drafts_hardly_pay_it_does_not_go_to_and_fro() -> None:
+    """A pause makes a window's drafts first guesses again."""
+    noise = np.random.default_rng(0)
+
+    def cost(rows: int, tokens: int) -> float:
+        return (0.01 + 1.35e-4 * tokens) * float(np.exp(0.1 * noise.normal()))
+
+    chosen = settled(cost, 16, steps=6000, last=5000)
+    drafting = [window > 0 for window in chosen]
+    turns = sum(before != after for before, after in pairwise(drafting))
+    assert turns < 2 * len(chosen) / 208 + 20, "beyond the probes, twice a round at most"
+
+
+def test_drafts_that_were_given_up_for_a_wrong_reason_come_back() -> None:
+    controller = WindowController(64)
+    chosen = []
+    for step in range(9000):
+        window = controller.choose(num_rows=8, num_pictures=4, other_rows=0, other_tokens=0)
+        controller.observe_step(8, 8 * (1 + window), 0.01 + 1e-4 * 8 * (1 + window))
+        gain = 0.1 if step < 1000 else ACCEPTANCE
+        controller.observe_acceptance([(window, round(gain * window / (window + 17)))] if window else [])
+        chosen.append(window)
+    assert usual(chosen[800:1000]) == 0
+    assert usual(chosen[-NUM_LAST:]) >= 8
