@@ -174,11 +174,17 @@ class Visit:
         return Relayed(self, start, _each(rest))
 
     async def events(self, messages: AsyncIterator[Message]) -> AsyncIterator[Message]:
-        """A stream's messages; if its replica is lost, its last event is an error."""
+        """A stream's messages; if its replica is lost before the last of them, its last event is an error."""
+        is_whole = False
         try:
             async for message in messages:
+                is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
                 yield message
         except _LOST:
+            # A replica whose engine has died says so to the client and ends right after that. One message more than
+            # the answer has would make the proxy close the connection on the client's next request.
+            if is_whole:
+                return
             self._door._lost.inc()
             event = f"event: error\ndata: {json.dumps({'type': 'error', **lost_error().body()})}\n\n"
             yield {"type": "http.response.body", "body": event.encode(), "more_body": False}
