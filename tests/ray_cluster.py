@@ -22,6 +22,7 @@ from live_server import free_port
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 240
+_SUBMIT_SECONDS = 600  # Ray's client has taken almost four minutes to its first line, beside two engines under load
 _SUBMITTED = "Submitted deploy config successfully"
 # For the nodes and for the process that connects to them: a token of this run's own, as Ray 2.60 asks for one, and more
 # patience than Ray has by itself, for busy machines. Ray would start its workers, so Serve's controller, proxies and
@@ -171,7 +172,7 @@ def serve_run(
     log = folder / "serve-run.log"
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=dict(environment))
-    until = time.monotonic() + _START_SECONDS
+    until = time.monotonic() + _SUBMIT_SECONDS
     submitted: float | None = None
     while process.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
