@@ -67,7 +67,7 @@ class SJDSchedulerMixin:
         self._counters = EngineCounters(self.vllm_config.instance_id, is_writer=True)
         self._counters.put("model_runner", 2 if self.use_v2_model_runner else 1)
         self._awaited: set[str] = set()  # halves that were preempted for their other halves before the last step
-        self._drafting_from: dict[str, int] = {}  # by main, its tokens when it had its first window of those in a row
+        self._drafting_from: dict[str, int] = {}  # by main, its tokens when its first window in a row was scored
         self._refused: dict[str, list[int]] = {}  # by request, the drafts of this step that were not accepted
         self._max_num_drafts = self.num_spec_tokens
         self._steps: dict[int, _Step] = {}  # by id() of the SchedulerOutput, until its result has come
@@ -235,14 +235,14 @@ class SJDSchedulerMixin:
             drafts = drafts_of.get(request_id)
             num_before = num_tokens_before[request_id]
             num_emitted = request.num_tokens - num_before
-            if not drafts or request.is_finished():
-                self._drafting_from.pop(request_id, None)
+            began = self._drafting_from.pop(request_id, num_before)
+            if drafts and not request.is_finished():
+                self._drafting_from[request_id] = began
             if not drafts or not num_emitted:
                 continue
-            if not request.is_finished():
-                has_advanced = num_before - self._drafting_from.setdefault(request_id, num_before)
-                if has_advanced >= len(drafts) and _runner_args(request).is_adaptive:
-                    telling.append((len(drafts), num_emitted - 1))
+            # all of the window's drafts came in at its end since then
+            if num_before - began >= len(drafts) and _runner_args(request).is_adaptive:
+                telling.append((len(drafts), num_emitted - 1))
             self._counters.add("drafts_scored_total", len(drafts))
             self._counters.add("drafts_accepted_total", num_emitted - 1)
             if drafts[0] >= 0:  # the V1 runner's; those of V2 never leave the device

@@ -22,15 +22,16 @@ _HALF_WINDOW = 17.0
 _PRIOR_GAIN, _PRIOR_WEIGHT = 5.0, 4.0
 _CANDIDATES = (0, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _MEMORY = 0.995  # weight of a step's figures after each later step
-# Where no drafts are taken nothing is learned of them, so what was measured gives way to the prior, slowly: drafts that
-# were given up for a wrong reason come back.
+# Weight of what was measured after a step that tells nothing of drafts, mostly because none were taken: it gives way to
+# the prior, slowly, so that drafts given up for a wrong reason come back.
 _FADING = 0.9995
 _NUM_WARM_UP = 4  # the first steps of a process are slow
-# Steps with drafts before which the cost of a step is unknown. They have this many tokens at most, or half as many, to
-# learn what tokens cost and not to be slow where they cost much.
+# Steps with drafts before which the cost of a step is unknown. They have this many tokens at most, or half as many, but
+# two drafts a row at least every second time, to learn what tokens cost and not to be slow where they cost much.
 _NUM_TRUSTED, _TRIAL_TOKENS = 12, 256
 # Every so many steps one has another window, all candidates in turn: rows and tokens must not always grow together. Not
-# those that would take so many times the best one's time.
+# those that would take so many times the best one's time, but the shortest always: what a token was thought to cost may
+# be wrong by now, and without drafts nothing else would tell.
 _PROBE_EVERY, _PROBE_LIMIT = 16, 1.5
 # How much faster than none a window must look for drafts to be taken up, and to be kept. What is fitted is this far off
 # at times, where drafts hardly pay a wrong guess costs more than a right one brings, and the first windows after a
@@ -107,7 +108,7 @@ class WindowController:
             self._is_drafting = best > 0
             if self._num_steps % _PROBE_EVERY == 0:
                 probe = self._num_steps // _PROBE_EVERY % len(self._candidates)
-                if seconds[probe] <= _PROBE_LIMIT * seconds[best]:
+                if probe == 1 or seconds[probe] <= _PROBE_LIMIT * seconds[best]:
                     best = probe
         self.window = int(self._candidates[best])
         return self.window
