@@ -44,8 +44,8 @@ def ray_node(flags: Sequence[str], environment: Mapping[str, str], log: Path) ->
     ports = [part for flag in fixed for part in (flag, str(free_port()))]
     command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *ports, *flags]
     for tries_left in (3, 2, 1, 0):
-        # Its own group, so that Ctrl-C is not for it, but not its own session: Linux shares the cores out among sessions
-        # (sched_autogroup_enabled), and while a busy node had one, `serve run` in this one got 1 % of a core.
+        # Its own group, so that Ctrl-C is not for it, but not its own session: Linux shares the cores out among
+        # sessions (sched_autogroup_enabled), and while a busy node had one, `serve run` in this one got 1 % of a core.
         with log.open("w") as out:
             process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, env=dict(environment), process_group=0

@@ -16,6 +16,7 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from sjd_kernels import gumbel_choices_cpu, sweep_cpu
 from sjd_vllm.build import BUILD_KEY, require_build
+from sjd_vllm.engine import cpu_norms
 from sjd_vllm.engine.cpu_threads import ThreadControl
 from sjd_vllm.engine.v1_runner import SJDRunnerMixin
 
@@ -87,6 +88,7 @@ class SJDCPUWorker(CPUWorker):
             # each. Windows make that number change from step to step; PyTorch's product takes any at the same speed.
             _custom_ops._supports_onednn = False
         super().init_device()
+        cpu_norms.use_kernels(self.vllm_config)
         _say_which_runner(self.vllm_config)
         # CPUWorker builds its runner by a fixed name; ours add methods only, so the class can be swapped.
         if self.use_v2_model_runner:
