@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from vllm import _custom_ops
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -16,7 +15,7 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from sjd_kernels import gumbel_choices_cpu, sweep_cpu
 from sjd_vllm.build import BUILD_KEY, require_build
-from sjd_vllm.engine import cpu_norms
+from sjd_vllm.engine import cpu_forward
 from sjd_vllm.engine.cpu_threads import ThreadControl
 from sjd_vllm.engine.v1_runner import SJDRunnerMixin
 
@@ -83,12 +82,10 @@ class SJDCPUWorker(CPUWorker):
 
     def init_device(self) -> None:
         _require_same_build(self.vllm_config)
-        if self.model_config.dtype == torch.float32:
-            # vLLM's own matrix product on a CPU compiles a kernel for every new number of tokens, and memory grows with
-            # each. Windows make that number change from step to step; PyTorch's product takes any at the same speed.
-            _custom_ops._supports_onednn = False
+        if self._is_float32:
+            cpu_forward.use_pytorchs_products()
         super().init_device()
-        cpu_norms.use_kernels(self.vllm_config)
+        cpu_forward.use_kernels_for_norms(self.vllm_config)
         _say_which_runner(self.vllm_config)
         # CPUWorker builds its runner by a fixed name; ours add methods only, so the class can be swapped.
         if self.use_v2_model_runner:
@@ -99,3 +96,12 @@ class SJDCPUWorker(CPUWorker):
             self.model_runner.__class__ = SJDCPUModelRunner
         gumbel_choices_cpu.compile_now()
         sweep_cpu.compile_now()
+
+    def load_model(self, **kwargs: Any) -> None:
+        super().load_model(**kwargs)
+        if self._is_float32:
+            cpu_forward.turn_weights(self.model_runner.model)
+
+    @property
+    def _is_float32(self) -> bool:
+        return bool(self.model_config.dtype == torch.float32)

@@ -1,21 +1,27 @@
-"""Normalisation by vLLM's C kernels on a CPU: what the operators give, and used wherever the kernels can be."""
+"""A forward on a CPU: normalisation by vLLM's C kernels wherever they can be used, and weights laid out by input."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from engine_harness import engine
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vllm import ir
 from vllm.config import CompilationConfig, KernelConfig, VllmConfig
 from vllm.config.compilation import CompilationMode
 from vllm.platforms import current_platform
 
-from sjd_vllm.engine import cpu_norms
+from sjd_vllm.engine import cpu_forward
 
 pytestmark = pytest.mark.skipif(not current_platform.is_cpu(), reason="the kernels are those of vLLM's CPU build")
 OPS = (ir.ops.rms_norm, ir.ops.fused_add_rms_norm)
+PRODUCTS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +49,7 @@ def test_the_kernels_give_what_the_operators_give(num_rows: int, width: int) -> 
     x, residual, weight = inputs(num_rows, width)
     normed = ir.ops.rms_norm(x, weight, 1e-6)
     added = ir.ops.fused_add_rms_norm(x, residual, weight, 1e-6)
-    cpu_norms.use_kernels(config())
+    cpu_forward.use_kernels_for_norms(config())
     torch.testing.assert_close(ir.ops.rms_norm(x, weight, 1e-6), normed)
     before = x.clone(), residual.clone()
     torch.testing.assert_close(ir.ops.fused_add_rms_norm(x, residual, weight, 1e-6), added)
@@ -53,7 +59,7 @@ def test_the_kernels_give_what_the_operators_give(num_rows: int, width: int) -> 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     """Else a token would depend on the window, or on what is decoded beside it."""
-    cpu_norms.use_kernels(config())
+    cpu_forward.use_kernels_for_norms(config())
     x, residual, weight = inputs(37, 192)
     whole = ir.ops.fused_add_rms_norm(x, residual, weight, 1e-6)
     for row in range(37):
@@ -66,7 +72,7 @@ def test_the_kernels_are_used_where_they_can_be() -> None:
         provider: str = ir.ops.rms_norm.dispatch(x, weight, 1e-6, variance_size).provider
         return provider
 
-    cpu_norms.use_kernels(config())
+    cpu_forward.use_kernels_for_norms(config())
     x, residual, weight = inputs(5, 64)
     assert chosen(x, weight) == "sjd_cpu"
     assert ir.ops.fused_add_rms_norm.dispatch(x, residual, weight, 1e-6).provider == "sjd_cpu"
@@ -82,11 +88,31 @@ def test_the_kernels_are_used_where_they_can_be() -> None:
 
 
 def test_a_compiled_model_keeps_its_own() -> None:
-    cpu_norms.use_kernels(config(CompilationMode.VLLM_COMPILE))
+    cpu_forward.use_kernels_for_norms(config(CompilationMode.VLLM_COMPILE))
     assert [op.get_priority() for op in OPS] == [["native"], ["native"]]
 
 
 def test_what_the_user_asked_for_is_left() -> None:
-    cpu_norms.use_kernels(config(rms_norm="vllm_c,native"))
+    cpu_forward.use_kernels_for_norms(config(rms_norm="vllm_c,native"))
     assert OPS[0].get_priority() == ["native"]
     assert OPS[1].get_priority() == ["sjd_cpu", "native"]
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_an_engine_has_both(tiny_llama: Path, tmp_path: Path, is_tied: bool) -> None:
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "tie_word_embeddings": is_tied}))
+    tensors = load_file(model / "model.safetensors")
+    if is_tied:
+        del tensors["lm_head.weight"]
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with engine(model, window=4) as running:
+        assert [op.get_priority()[0] for op in OPS] == ["sjd_cpu", "sjd_cpu"]
+        weights = dict(running.runner.model.named_parameters())
+        down = weights["model.layers.1.mlp.down_proj.weight"]
+        assert torch.equal(down, tensors["model.layers.1.mlp.down_proj.weight"])
+        turned = {name for name, weight in weights.items() if weight.ndim == 2 and weight.t().is_contiguous()}
+        products = {f"model.layers.{layer}.{part}.weight" for layer in range(2) for part in PRODUCTS}
+        assert turned == products | (set() if is_tied else {"lm_head.weight"})
+        assert weights["model.embed_tokens.weight"].is_contiguous()
