@@ -6,7 +6,8 @@ DEMO_OUTPUT := demo-output
 BENCH_FLAGS ?= --prompts 16 --concurrency 1,4
 
 # What the engine must do on either of vLLM's model runners; V1 runs them with all the others.
-V2_TESTS := $(addprefix tests/engine/test_,runners.py requests.py fixed_noise.py greedy.py scheduling.py kv_rollback.py)
+V2_TESTS := $(addprefix tests/engine/test_,runners.py requests.py fixed_noise.py greedy.py scheduling.py kv_rollback.py) \
+	tests/deploy/test_tensor_parallel.py
 
 REPORT_RUNS := out/report-runs
 
