@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
+import ray
 from ray import serve
 
 from sjd_vllm.build import node_name, require_build
@@ -37,6 +38,9 @@ class PictureReplica:
         self._id = serve.get_replica_context().replica_id.unique_id
         from sjd_vllm.engine.openai_app import openai_app
 
+        # The engine is a process of its own. Where its workers are actors, it connects to the cluster, which it might
+        # not find by itself, and would then start another one.
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         self._stack = AsyncExitStack()
         self._app, self._engine = await self._stack.enter_async_context(openai_app(arguments))
         _label_logs(f"replica {self._id}: ")

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 
 from sjd_vllm.config import FIRST_GUESS_NAMES, MAX_WINDOW, REDRAFT_NAMES, SJDConfig, check_int
 from sjd_vllm.images.api_limits import LIMITS_KEY, ServerLimits
@@ -15,6 +16,7 @@ from sjd_vllm.images.environment import prepare_server_environment
 from sjd_vllm.images.flags import Parser, add_model_flag, add_pixel_device_flag
 
 _PLUGIN = "sjd_vllm"
+_ROUTES = "vllm.endpoint_plugins"
 _DEFAULTS = SJDConfig()
 _SHUTDOWN_SECONDS = 30  # that pictures in work get to be finished after SIGTERM
 
@@ -97,9 +99,22 @@ class ServerSettings:
             **pipeline.family.engine_args,
             "served_model_name": "demo" if self.model is None else pipeline.model.resolve().name,
         }
-        allowed = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
-        os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*allowed, _PLUGIN]))
+        os.environ["VLLM_PLUGINS"] = ",".join(_allowed_plugins())
         return [str(pipeline.model), *vllm_flags(settings)]
+
+
+def _allowed_plugins() -> list[str]:
+    """Names of vLLM's plugins to load: ours too, whose routes vLLM adds only where it is named.
+
+    Where the user named none, vLLM loads all others of each group but that of routes, which naming ours must not end.
+    """
+    named = os.environ.get("VLLM_PLUGINS")
+    if named is not None:
+        allowed = [name for name in named.split(",") if name]
+    else:
+        groups = [group for group in entry_points().groups if group.startswith("vllm.") and group != _ROUTES]
+        allowed = sorted({entry.name for group in groups for entry in entry_points(group=group)})
+    return list(dict.fromkeys([*allowed, _PLUGIN]))
 
 
 def server_settings(args: argparse.Namespace) -> ServerSettings:
