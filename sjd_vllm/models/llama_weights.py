@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from sjd_vllm.models.tensors import Shape, differences
+from sjd_vllm.models.accounting import ExactRule
+from sjd_vllm.models.tensors import Shape, stored_shape
 
 
 def llama_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -36,9 +37,11 @@ def llama_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def load_checked(
+    model: nn.Module,
     load: Callable[[Iterable[tuple[str, Tensor]]], set[str]],
     weights: Iterable[tuple[str, Tensor]],
     shapes: Mapping[str, Shape],
+    rule: ExactRule,
     *,
     own_name: Callable[[str], str] = str,
     published: Callable[[Mapping[str, Shape], Iterable[str]], Mapping[str, Shape]] = lambda shapes, _: shapes,
@@ -49,10 +52,12 @@ def load_checked(
     vLLM's loader alone does not notice a missing part of a merged parameter (q, k, v; gate, up).
 
     Args:
+        model: to load into.
         load: loads tensors under the names that the model has.
         weights: published name and content.
-        shapes: the model's own names (unmerged) and shapes of all that it needs.
-        own_name: published name -> the model's.
+        shapes: the model's own names (unmerged) and shapes of all that it needs, not quantised.
+        rule: of the checkpoint, by its config (`rule_of`).
+        own_name: published name -> the model's, also of what a quantised layer has beside its weight.
         published: `shapes` by published names, given the names found.
         unused: names, or beginnings of names that end with a dot, that may be there and are not loaded here.
 
@@ -62,12 +67,12 @@ def load_checked(
 
     def fitting() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in weights:
-            found[name] = tuple(tensor.shape)
-            if shapes.get(own_name(name)) == found[name]:
+            found[name] = stored_shape(tensor)
+            if rule.is_wanted(shapes, own_name(name), found[name]):
                 yield own_name(name), tensor
 
     loaded = load(fitting())
-    problems = differences(published(shapes, found), found, surplus=unused)
+    problems = rule.differences(published(shapes, found), found, surplus=unused) or rule.unfilled(model, loaded)
     if problems:
         raise ValueError("the weights do not fit the config: " + "; ".join(problems))
     return loaded

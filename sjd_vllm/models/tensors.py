@@ -19,8 +19,17 @@ from sjd_vllm.models.torchscript import read_torchscript
 
 Shape = tuple[int, ...]
 
+
+class PackedShape(tuple[int, ...]):
+    """Of a tensor of integers, or of floating-point numbers of at most eight bits, as quantised weights are stored."""
+
+    __slots__ = ()
+
+
 # Training code leaves its command line beside the weights; a Namespace holds it and does nothing.
 INERT_CLASSES = (Namespace,)
+
+_WIDE = ("BF16", "F16", "F32", "F64")  # safetensors' names
 
 
 def tensor_shapes(files: Iterable[Path]) -> dict[str, Shape]:
@@ -30,9 +39,9 @@ def tensor_shapes(files: Iterable[Path]) -> dict[str, Shape]:
         try:
             if file.suffix == ".safetensors":
                 with safe_open(file, "pt") as opened:
-                    found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+                    found = {name: _header(opened.get_slice(name)) for name in opened.keys()}  # noqa: SIM118
             else:
-                found = {name: tuple(tensor.shape) for name, tensor in _unpickled(file, device="meta").items()}
+                found = {name: stored_shape(tensor) for name, tensor in _unpickled(file, device="meta").items()}
         except Exception as error:
             raise ValueError(f"{file.name} cannot be read: {error}") from error
         twice = shapes.keys() & found.keys()
@@ -40,6 +49,18 @@ def tensor_shapes(files: Iterable[Path]) -> dict[str, Shape]:
             raise ValueError(f"{file.name} has a tensor that another file has too: {min(twice)}")
         shapes.update(found)
     return shapes
+
+
+def stored_shape(tensor: Tensor) -> Shape:
+    """The shape of a tensor as a checkpoint has it: a PackedShape where its numbers are packed."""
+    is_wide = tensor.is_floating_point() and tensor.itemsize > 1
+    return tuple(tensor.shape) if is_wide else PackedShape(tensor.shape)
+
+
+def _header(tensor: Any) -> Shape:
+    """As `stored_shape`, of a tensor in a safetensors file that is not read."""
+    shape = tensor.get_shape()
+    return tuple(shape) if tensor.get_dtype() in _WIDE else PackedShape(shape)
 
 
 def read_tensors(files: Iterable[Path], names: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:

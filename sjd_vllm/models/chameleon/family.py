@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sjd_vllm.models.accounting import rule_of
 from sjd_vllm.models.chameleon.config import (
     ARCHITECTURE,
     CONFIG_FORMAT,
@@ -135,7 +136,7 @@ class ChameleonFamily(ImageFamily):
                 found = tensor_shapes(files)
             except ValueError as error:
                 return [str(error)]
-            out = decoder_problems(decoder_shapes(self._config), found)
+            out = decoder_problems(decoder_shapes(self._config), found, rule_of(self._config.to_dict()))
             out += vq_problems(self.path, self._vq_shape, found)
         try:
             self._prompts.conditional("")

@@ -17,7 +17,9 @@ from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_pa
 from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM
 from vllm.model_executor.utils import set_weight_attrs
 
+from sjd_vllm.models.accounting import rule_of
 from sjd_vllm.models.chameleon.weights import decoder_problems, decoder_shapes, read_original, with_rows_of_heads
+from sjd_vllm.models.tensors import Shape, stored_shape
 
 
 class HeadNorm(nn.Module):
@@ -96,27 +98,24 @@ class ChameleonForImageGeneration(LlamaForCausalLM):  # type: ignore[misc]
         config = vllm_config.model_config.hf_config
         layer_type = ChameleonSwinDecoderLayer if config.swin_norm else ChameleonDecoderLayer
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=layer_type)
-        self._is_quantized = vllm_config.quant_config is not None
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Either published layout. Raises ValueError that names each tensor that is missing, misshapen or not known.
-
-        A quantised checkpoint has tensors that the config does not tell of; vLLM's own checks stand there.
-        """
+        """Either published layout. Raises ValueError that names each tensor that is missing, misshapen or not known."""
         original = getattr(self.config, "original_weights", None)
         if original is not None:
             weights = read_original(self.config, Path(original))
         expected = decoder_shapes(self.config)
-        found: dict[str, tuple[int, ...]] = {}
+        rule = rule_of(self.config.to_dict())
+        found: dict[str, Shape] = {}
 
         def fitting() -> Iterator[tuple[str, Tensor]]:
             for name, tensor in weights:
-                found[name] = tuple(tensor.shape)
-                if with_rows_of_heads(expected, name, found[name]) == expected.get(name) or self._is_quantized:
+                found[name] = stored_shape(tensor)
+                if rule.is_wanted(expected, name, with_rows_of_heads(expected, name, found[name])):
                     yield name, tensor
 
         loaded: set[str] = super().load_weights(fitting())
-        problems = [] if self._is_quantized else decoder_problems(expected, found)
+        problems = decoder_problems(expected, found, rule) or rule.unfilled(self, loaded)
         if problems:
             raise ValueError("the weights are not those of this Chameleon: " + "; ".join(problems))
         return loaded

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sjd_vllm.models.accounting import ExactRule
 from sjd_vllm.models.llama_weights import llama_shapes
 from sjd_vllm.models.tensors import Shape, differences, read_tensors, tensor_shapes
 
@@ -62,14 +63,14 @@ def with_rows_of_heads(expected: Mapping[str, Shape], name: str, shape: Shape) -
     return full if shape[0] and full[0] % shape[0] == 0 else shape
 
 
-def decoder_problems(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[str]:
+def decoder_problems(expected: Mapping[str, Shape], found: Mapping[str, Shape], rule: ExactRule) -> list[str]:
     """What is wrong with a conversion's tensors; those of the pixel decoder are not looked at."""
     kept = {
         name: with_rows_of_heads(expected, name, shape)
         for name, shape in found.items()
         if not name.endswith(".rotary_emb.inv_freq")  # old releases of Transformers saved them
     }
-    return differences(expected, kept, surplus=(VQ_PREFIX,))
+    return rule.differences(expected, kept, surplus=(VQ_PREFIX,))
 
 
 def original_files(folder: Path) -> list[Path]:

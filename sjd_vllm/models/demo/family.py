@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sjd_vllm.models.accounting import rule_of
+from sjd_vllm.models.checkpoint_files import weight_files
 from sjd_vllm.models.demo.prompts import DemoPrompts
 from sjd_vllm.models.demo.vq import DemoVQ
 from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
+from sjd_vllm.models.llama_weights import llama_shapes
 from sjd_vllm.models.pixel_device import decode_on, encode_on
+from sjd_vllm.models.tensors import tensor_shapes
 
 
 class DemoFamily(ImageFamily):
@@ -25,6 +29,7 @@ class DemoFamily(ImageFamily):
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         sjd = config["sjd"]
         self.path = path
+        self._config = config
         height, width = sjd["image_size"]
         rows, columns = sjd["grid"]
         # A picture is written from the top, so its upper rows alone are a wide picture of the same law.
@@ -72,6 +77,16 @@ class DemoFamily(ImageFamily):
     def encode_pixels(self, pixels: Pixels, size: ImageSize) -> Tensor:
         scaled = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
         return encode_on(self.pixel_device, self._vq, scaled)[0]
+
+    def problems(self) -> list[str]:
+        """Also of a decoder whose tensors the engine, which is vLLM's own Llama, would not account for one by one."""
+        files = weight_files(self.path)
+        if not files:
+            return ["there are no weights (*.safetensors or *.bin)"]
+        try:
+            return rule_of(self._config).differences(llama_shapes(self._config), tensor_shapes(files))
+        except ValueError as error:
+            return [str(error)]
 
 
 ARCHITECTURES: dict[str, str] = {}  # vLLM's own Llama

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sjd_vllm.models.accounting import rule_of
 from sjd_vllm.models.checkpoint_files import weight_files
 from sjd_vllm.models.config_format import register_config_format
 from sjd_vllm.models.emu3.config import (
@@ -37,7 +38,7 @@ from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels,
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
 from sjd_vllm.models.llama_weights import llama_shapes
 from sjd_vllm.models.pixel_device import decode_on, encode_on
-from sjd_vllm.models.tensors import differences, tensor_shapes
+from sjd_vllm.models.tensors import tensor_shapes
 
 if TYPE_CHECKING:
     from sjd_vllm.models.emu3.prompts import Emu3Prompts
@@ -155,7 +156,8 @@ class Emu3Family(ImageFamily):
             found = tensor_shapes(files)
             in_vq = set() if self._shape.is_original else vq_names(self._shape, found)
             text = {name: shape for name, shape in found.items() if name not in in_vq}
-            out += differences(published_text(llama_shapes(self._shape.text), found), text)
+            expected = published_text(llama_shapes(self._shape.text), found)
+            out += rule_of(self._shape.text).differences(expected, text)
             vq_files = self._vq_files()
             out += vq_problems(self._shape, vq_files)
             if self._shape.is_original:

@@ -26,16 +26,20 @@ _FIRST_CONVERTED = _Naming("text_model.model.", "text_model.lm_head.weight", "vq
 _CONVERTED = _Naming("model.text_model.", "lm_head.weight", "model.vqmodel.")
 _HEAD = "lm_head.weight"
 
+# Beginnings of published names -> Llama's
+OWN_PREFIXES = {
+    _FIRST_CONVERTED.text: _ORIGINAL.text,
+    "text_model.lm_head.": "lm_head.",
+    _CONVERTED.text: _ORIGINAL.text,
+}
 VQ_PREFIXES = (_FIRST_CONVERTED.vq, _CONVERTED.vq)
 
 
 def own_name(name: str) -> str:
     """Published name of a tensor of the language model -> Llama's."""
-    for naming in (_FIRST_CONVERTED, _CONVERTED):
-        if name == naming.head:
-            return _HEAD
-        if name.startswith(naming.text):
-            return _ORIGINAL.text + name.removeprefix(naming.text)
+    for prefix, own in OWN_PREFIXES.items():
+        if name.startswith(prefix):
+            return own + name.removeprefix(prefix)
     return name
 
 

@@ -134,7 +134,7 @@ def _converted_shape(path: Path, config: dict[str, Any]) -> JanusShape:
     janus = JanusConfig(**config)
     # Where a conversion says nothing, Transformers 5 takes the heads for tied, which DeepSeek's are not.
     is_tied = janus.tie_word_embeddings or janus.text_config.tie_word_embeddings
-    has_lm_head = not is_tied or "lm_head.weight" in tensor_shapes(weight_files(path))
+    has_lm_head = not is_tied or any(name.startswith("lm_head.") for name in tensor_shapes(weight_files(path)))
     vq = janus.vq_config
     names = (*_VQ_16, "out_channels", "in_channels", "double_latent", "dropout", "num_patches", "image_token_embed_dim")
     return JanusShape(
@@ -153,6 +153,8 @@ def _text_fields(text: Any, config: dict[str, Any]) -> dict[str, Any]:
     for name in ("model_type", "architectures", "transformers_version", "_name_or_path"):
         fields.pop(name, None)
     fields["dtype"] = fields.get("dtype") or config.get("dtype") or config.get("torch_dtype")
+    if "quantization_config" in config:
+        fields["quantization_config"] = config["quantization_config"]
     return fields
 
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sjd_vllm.models.accounting import rule_of
 from sjd_vllm.models.checkpoint_files import weight_files
 from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
 from sjd_vllm.models.janus.config import ARCHITECTURE, is_janus, janus_shape, register
 from sjd_vllm.models.janus.names import is_known, language_tensors, unused_names, vq_tensors
 from sjd_vllm.models.pixel_device import decode_on, encode_on
-from sjd_vllm.models.tensors import differences, tensor_shapes
+from sjd_vllm.models.tensors import tensor_shapes
 
 if TYPE_CHECKING:
     from sjd_vllm.models.janus.prompts import JanusPrompts
@@ -112,7 +113,8 @@ class JanusFamily(ImageFamily):
         except ValueError as error:
             return [str(error)]
         found = {name: shape for name, shape in shapes.items() if is_known(name)}
-        out = differences({one.name: one.shape for one in tensors}, found, surplus=unused_names(self._shape))
+        expected, unused = {one.name: one.shape for one in tensors}, unused_names(self._shape)
+        out = rule_of(self._shape.text).differences(expected, found, surplus=unused)
         try:
             self._prompts.unconditional(self._prompts.conditional(""))
         except Exception as error:

@@ -16,6 +16,7 @@ The parts that understand pictures (SigLIP and its aligner) are not loaded.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable
 
 import torch
@@ -29,11 +30,12 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.models.interfaces import SupportsQuant
 from vllm.model_executor.models.llama import LlamaForCausalLM, LlamaModel
-from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
 from vllm.sequence import IntermediateTensors
 
+from sjd_vllm.models.accounting import rule_of
 from sjd_vllm.models.janus.config import JanusShape
-from sjd_vllm.models.janus.names import is_known, language_tensors, unused_names, vq_prefix
+from sjd_vllm.models.janus.names import OWN_LAYERS, is_known, language_tensors, own_name, unused_names, vq_prefix
 from sjd_vllm.models.llama_weights import load_checked
 
 
@@ -117,6 +119,12 @@ class JanusForImageGeneration(nn.Module, SupportsQuant):  # type: ignore[misc]
     """The served model; its config is made by `sjd_vllm.models.janus.config.served_config`."""
 
     packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
+    # vLLM translates the names of layers in a quantisation config by it, such as those to leave alone
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_regex={
+            re.compile(rf"^{re.escape(published)}(?=\.|$)"): own for published, own in OWN_LAYERS.items()
+        }
+    )
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -188,13 +196,14 @@ class JanusForImageGeneration(nn.Module, SupportsQuant):  # type: ignore[misc]
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Either published layout. Raises ValueError that names each tensor that is missing, misshapen or not known."""
         tensors = language_tensors(self.shape)
-        own_name = {tensor.name: name for name, tensor in tensors.items()}
         published = {tensor.name: tensor.shape for tensor in tensors.values()}
         return load_checked(
+            self,
             AutoWeightsLoader(self).load_weights,
             ((name, tensor) for name, tensor in weights if is_known(name)),
             {name: tensor.shape for name, tensor in tensors.items()},
-            own_name=lambda name: own_name.get(name, ""),
+            rule_of(self.config.to_dict()),
+            own_name=own_name,
             published=lambda *_: published,
             unused=(*unused_names(self.shape), vq_prefix(self.shape)),  # `JanusVQ` reads the latter
         )

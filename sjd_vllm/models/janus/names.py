@@ -18,6 +18,26 @@ _UNUSED = {
     True: ("vision_model.", "aligner.", "gen_vision_model.quantize.codebook_used"),
     False: ("model.vision_model.", "model.aligner."),
 }
+_MOST_ALIGNER_LAYERS = 16  # published: 2
+
+# Layers, or beginnings of their names, in either layout -> those of `JanusForImageGeneration`
+OWN_LAYERS = {
+    "language_model.model": "model",
+    "language_model.lm_head": "lm_head",
+    "gen_embed": "model.gen_embed",
+    **{f"gen_aligner.layers.{2 * index}": f"model.gen_aligner.{index}" for index in range(_MOST_ALIGNER_LAYERS)},
+    "gen_head.output_mlp_projector": "gen_head.proj",
+    "gen_head.vision_head": "gen_head.codes",
+    "model.language_model": "model",
+    "model.generation_embeddings": "model.gen_embed",
+    "model.generation_aligner.fc1": "model.gen_aligner.0",
+    **{
+        f"model.generation_aligner.hidden_layers.{index - 1}": f"model.gen_aligner.{index}"
+        for index in range(1, _MOST_ALIGNER_LAYERS)
+    },
+    "model.generation_head.proj_out": "gen_head.proj",
+    "model.generation_head.vision_head": "gen_head.codes",
+}
 _VQ_PREFIX = {True: "gen_vision_model.", False: "model.vqmodel."}
 
 
@@ -37,6 +57,14 @@ def unused_names(shape: JanusShape) -> tuple[str, ...]:
 def is_known(name: str) -> bool:
     """Whether a tensor says anything; rotary frequencies, which old releases of Transformers saved, do not."""
     return not name.endswith(".rotary_emb.inv_freq")
+
+
+def own_name(name: str) -> str:
+    """Published name of a tensor or layer, in either layout -> the model's own; what is not served keeps its name."""
+    for published, own in OWN_LAYERS.items():
+        if name == published or name.startswith(f"{published}."):
+            return own + name.removeprefix(published)
+    return name
 
 
 def vq_prefix(shape: JanusShape) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sjd_vllm.models.accounting import rule_of
 from sjd_vllm.models.checkpoint_files import weight_files
 from sjd_vllm.models.config_format import register_config_format
 from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
@@ -31,7 +32,7 @@ from sjd_vllm.models.lumina_mgpt2.config import (
     served_config,
 )
 from sjd_vllm.models.pixel_device import decode_on, encode_on
-from sjd_vllm.models.tensors import differences, tensor_shapes
+from sjd_vllm.models.tensors import tensor_shapes
 
 if TYPE_CHECKING:
     from sjd_vllm.models.lumina_mgpt2.prompts import LuminaPrompts
@@ -144,7 +145,7 @@ class LuminaMGPT2Family(ImageFamily):
         out: list[str] = []
         expected = decoder_shapes(self._shape.text, self._shape.num_norm_groups)
         try:
-            out += differences(expected, tensor_shapes(files), surplus=["model.vqmodel."])
+            out += rule_of(self._shape.text).differences(expected, tensor_shapes(files), surplus=["model.vqmodel."])
             out += [f"{MOVQ_FILE}: {line}" for line in movq_problems(self._vq_file(), self._shape.movq)]
         except ValueError as error:
             out.append(str(error))

@@ -11,6 +11,7 @@ from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.model_executor.models.llama import LlamaForCausalLM
 
+from sjd_vllm.models.accounting import rule_of
 from sjd_vllm.models.chameleon.model import ChameleonDecoderLayer
 from sjd_vllm.models.llama_weights import load_checked
 from sjd_vllm.models.lumina_mgpt2.config import decoder_shapes
@@ -26,9 +27,6 @@ class LuminaMGPT2ForImageGeneration(LlamaForCausalLM):  # type: ignore[misc]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Raises ValueError that names each tensor that is missing, misshapen or not known."""
-        if self.model.quant_config is not None:  # a quantised checkpoint has tensors of other names and shapes
-            kept = ((name, tensor) for name, tensor in weights if not name.startswith(_UNUSED))
-            quantised: set[str] = super().load_weights(kept)
-            return quantised
-        shapes = decoder_shapes(self.config.to_dict(), self.config.num_norm_groups)
-        return load_checked(super().load_weights, weights, shapes, unused=_UNUSED)
+        config = self.config.to_dict()
+        shapes = decoder_shapes(config, self.config.num_norm_groups)
+        return load_checked(self, super().load_weights, weights, shapes, rule_of(config), unused=_UNUSED)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sjd_vllm.models.accounting import rule_of
 from sjd_vllm.models.checkpoint_files import weight_files
 from sjd_vllm.models.family import DecoderShape, ImageFamily, ImageSize, Pixels, SamplingDefaults
 from sjd_vllm.models.grammar import ImageGrammar, grid_grammar
 from sjd_vllm.models.pixel_device import decode_on
 from sjd_vllm.models.simplear.names import language_tensors, unused_names
 from sjd_vllm.models.simplear.vq import PIXELS_PER_CODE, CosmosDecoder, CosmosShape
-from sjd_vllm.models.tensors import differences, tensor_shapes
+from sjd_vllm.models.tensors import tensor_shapes
 
 if TYPE_CHECKING:
     from sjd_vllm.models.simplear.prompts import SimpleARPrompts
@@ -109,8 +110,8 @@ class SimpleARFamily(ImageFamily):
         out = [] if files else ["there are no weights (*.safetensors or *.bin)"]
         try:
             if files:
-                expected = language_tensors(self._config)
-                out += differences(expected, tensor_shapes(files), surplus=unused_names(self._config))
+                expected, unused = language_tensors(self._config), unused_names(self._config)
+                out += rule_of(self._config).differences(expected, tensor_shapes(files), surplus=unused)
             if not self._decoder_file.is_file():
                 out.append(self._missing_decoder())
             else:
