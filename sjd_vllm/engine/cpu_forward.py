@@ -11,16 +11,21 @@ two agree to rounding; in other types, where the operators round twice and the k
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 from vllm import _custom_ops, ir
 from vllm.config import VllmConfig
 from vllm.config.compilation import CompilationMode
+from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLinearKernel
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.platforms import current_platform
 
+_LOGGER = logging.getLogger("vllm.sjd_vllm")
 _PROVIDER = "sjd_cpu"
+_VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 _LANES = 16  # numbers that the kernels take at once; a row must be a multiple
 
 
@@ -46,6 +51,17 @@ def turn_weights(model: nn.Module) -> None:
             weight = module.weight
             if weight.ndim == 2 and weight.dtype == torch.float32 and id(weight) not in looked_up:
                 weight.data = weight.data.t().contiguous().t()
+
+
+def warn_of_saturation(model: nn.Module) -> None:
+    """Say so where vLLM's products of eight-bit integers are wrong: on CPUs that add two of them in sixteen bits."""
+    has_vnni = any(torch.cpu.get_capabilities().get(name) for name in _VNNI)
+    kernels = (getattr(getattr(module, "scheme", None), "kernel", None) for module in model.modules())
+    if not has_vnni and any(isinstance(kernel, CPUInt8ScaledMMLinearKernel) for kernel in kernels):
+        _LOGGER.warning(
+            "this CPU has no VNNI instructions; without them vLLM's int8 products cut off sums that do not fit 16 "
+            "bits, and pictures may be wrong. Serve this checkpoint on a CPU that has them, or unquantised."
+        )
 
 
 def _is_supported(x: Tensor, weight: Tensor | None, variance_size: int | None) -> bool:

@@ -39,11 +39,12 @@ class _Step:
 
     Attributes:
         scoring: the requests of which it scores tokens; the others are within their prompts.
-        num_rows, num_tokens: its size.
+        num_rows, num_drafting, num_tokens: its size; rows, those with drafts, and tokens.
     """
 
     scoring: list[Request]
     num_rows: int
+    num_drafting: int
     num_tokens: int
 
 
@@ -114,6 +115,7 @@ class SJDSchedulerMixin:
         self._steps[id(scheduler_output)] = _Step(
             scoring=[request for request in scheduled if not request.is_prefill_chunk],
             num_rows=len(scheduled),
+            num_drafting=len(scheduler_output.scheduled_spec_decode_tokens),
             num_tokens=scheduler_output.total_num_scheduled_tokens,
         )
 
@@ -121,7 +123,7 @@ class SJDSchedulerMixin:
         """Tell the controller how long a step took that has just ended, with all that came after the one before."""
         now = time.perf_counter()
         if self._clock is not None and step.num_tokens:
-            self._windows.observe_step(step.num_rows, step.num_tokens, now - self._clock)
+            self._windows.observe_step(step.num_rows, step.num_drafting, step.num_tokens, now - self._clock)
         self._clock = now if self.requests else None
 
     def _cut_windows(self) -> None:
@@ -137,6 +139,7 @@ class SJDSchedulerMixin:
             num_rows=len(adaptive),
             num_pictures=sum(not self.pairs.is_companion(request.request_id) for request in adaptive),
             other_rows=len(others),
+            other_drafting=sum(bool(request.spec_token_ids) for request in others),
             other_tokens=sum(1 + len(request.spec_token_ids) for request in others),
         )
         self._counters.put("window", window)
@@ -227,7 +230,8 @@ class SJDSchedulerMixin:
     ) -> None:
         """Tell controller and counters what became of the drafts; companions have the drafts of their mains."""
         self._refused = {}
-        telling: list[tuple[int, int]] = []
+        settled: list[tuple[int, int]] = []
+        others: list[tuple[int, int]] = []
         for request in scoring:
             request_id = request.request_id
             if self.pairs.is_companion(request_id):
@@ -240,14 +244,15 @@ class SJDSchedulerMixin:
                 self._drafting_from[request_id] = began
             if not drafts or not num_emitted:
                 continue
-            # all of the window's drafts came in at its end since then
-            if num_before - began >= len(drafts) and _runner_args(request).is_adaptive:
-                telling.append((len(drafts), num_emitted - 1))
+            if _runner_args(request).is_adaptive:
+                # all of the window's drafts came in at its end since then
+                is_settled = num_before - began >= len(drafts)
+                (settled if is_settled else others).append((len(drafts), num_emitted - 1))
             self._counters.add("drafts_scored_total", len(drafts))
             self._counters.add("drafts_accepted_total", num_emitted - 1)
             if drafts[0] >= 0:  # the V1 runner's; those of V2 never leave the device
                 self._refused[request_id] = drafts[num_emitted:]
-        self._windows.observe_acceptance(telling)
+        self._windows.observe_acceptance(settled, others)
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
         """Take the next windows, and count which of the old drafts stand in them."""

@@ -101,6 +101,7 @@ class SJDCPUWorker(CPUWorker):
         super().load_model(**kwargs)
         if self._is_float32:
             cpu_forward.turn_weights(self.model_runner.model)
+        cpu_forward.warn_of_saturation(self.model_runner.model)
 
     @property
     def _is_float32(self) -> bool:

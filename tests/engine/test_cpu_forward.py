@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from vllm import ir
 from vllm.config import CompilationConfig, KernelConfig, VllmConfig
 from vllm.config.compilation import CompilationMode
+from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLinearKernel
 from vllm.platforms import current_platform
 
 from sjd_vllm.engine import cpu_forward
@@ -96,6 +98,26 @@ def test_what_the_user_asked_for_is_left() -> None:
     cpu_forward.use_kernels_for_norms(config(rms_norm="vllm_c,native"))
     assert OPS[0].get_priority() == ["native"]
     assert OPS[1].get_priority() == ["sjd_cpu", "native"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "flags", "is_said"),
+    [
+        (CPUInt8ScaledMMLinearKernel, {"avx2": True, "avx512_vnni": False}, True),
+        (CPUInt8ScaledMMLinearKernel, {"avx2": True, "avx_vnni": True}, False),
+        (object, {"avx2": True}, False),
+    ],
+)
+def test_saturating_products_of_integers_are_said(
+    kernel: type, flags: dict[str, bool], is_said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(cpu_forward._LOGGER, "warning", said.append)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    layer = torch.nn.Linear(2, 2)
+    layer.scheme = SimpleNamespace(kernel=object.__new__(kernel))  # as vLLM hangs it there
+    cpu_forward.warn_of_saturation(torch.nn.Sequential(layer))
+    assert [("VNNI" in text) for text in said] == [True] * is_said
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
