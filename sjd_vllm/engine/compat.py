@@ -61,6 +61,11 @@ PRIVATE_NAMES = (
     PrivateName(_RUNNER, "GPUModelRunner.execute_model", "extended on a CPU: threads by the size of the step"),
     PrivateName("vllm._custom_ops", "_supports_onednn", "set: float32 products on a CPU are PyTorch's"),
     PrivateName("vllm.v1.worker.cpu_model_runner", "CPUModelRunner", "base of our runner on a CPU"),
+    PrivateName(
+        "vllm.model_executor.kernels.linear.scaled_mm.cpu",
+        "CPUInt8ScaledMMLinearKernel",
+        "looked for: its products saturate on some CPUs",
+    ),
     PrivateName("vllm.ir.op", "IrOp.register_impl", "called: normalisation on a CPU by vLLM's own kernels"),
     PrivateName("vllm.ir.op", "IrOp.set_default", "called: the same"),
     PrivateName("vllm.ir", "ops.rms_norm", "its implementation on a CPU is ours"),
