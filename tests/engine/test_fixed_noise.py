@@ -84,11 +84,17 @@ def test_windows_that_follow_the_load_do_not_show(
 
 
 def test_a_window_of_first_guesses_tells_nothing(roomy: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The controller hears of acceptance once all drafts of a window came in at its end."""
+    """The controller hears of a window as settled once all its drafts came in at its end, and of the others apart."""
     told: list[list[tuple[int, int]]] = []
+    others: list[list[tuple[int, int]]] = []
+
+    def observe(self: WindowController, drafts: list[tuple[int, int]], just_opened: list[tuple[int, int]]) -> None:
+        told.append(list(drafts))
+        others.append(list(just_opened))
+
     chosen = iter([8] * 12 + [0] * 2 + [8] * 1000)
     monkeypatch.setattr(WindowController, "choose", lambda self, **load: next(chosen))
-    monkeypatch.setattr(WindowController, "observe_acceptance", lambda self, drafts: told.append(list(drafts)))
+    monkeypatch.setattr(WindowController, "observe_acceptance", observe)
     prompt, settings, seed = CASES[1]
     roomy.generate([prompt], [sampling(80, seed=seed, **settings)])
     # the first step is the prompt's; from then on each gives at least one token
@@ -98,6 +104,8 @@ def test_a_window_of_first_guesses_tells_nothing(roomy: Engine, monkeypatch: pyt
     assert not any(settled[12:15])
     assert any(settled[15:])
     assert {window for step in told for window, _ in step} <= set(range(1, 9))
+    assert others[1]
+    assert not any(drafts and just_opened for drafts, just_opened in zip(told, others, strict=True))
 
 
 def test_chunks_cut_windows_and_preemption_do_not_show(
