@@ -11,6 +11,7 @@ import ray
 from engine_harness import Engine, Reference, engine
 from parallel_cases import PAIR, PASS, WINDOW, greedy_tokens, law_samples, p_value
 from ray.exceptions import RayTaskError
+from vllm.v1.executor.ray_executor_v2 import RayExecutorV2
 
 from ray_cluster import Head, connect
 from sjd_vllm import plugin
@@ -56,6 +57,9 @@ def test_an_actor_with_another_build_ends_the_start_and_names_its_node(
     """Stands first: a connection of its own gives the two GPUs back, which vLLM keeps reserved after a failed start."""
     expected = {**installed_build(tiny_llama), "torch": "0.0.7"}
     monkeypatch.setattr(plugin, "installed_build", lambda model: expected)
+    begun: list[RayExecutorV2] = []
+    start = RayExecutorV2._init_executor
+    monkeypatch.setattr(RayExecutorV2, "_init_executor", lambda self: (begun.append(self), start(self))[1])
     with connected(head):
         node = ray.nodes()[0]["NodeID"]
         with (
@@ -64,6 +68,8 @@ def test_an_actor_with_another_build_ends_the_start_and_names_its_node(
         ):
             pytest.fail("it has started")
         assert "'0.0.7' is expected" in str(refused.value)
+        (executor,) = begun
+        executor.shutdown()  # vLLM would do that when this process ends, and start a Ray of its own for it
 
 
 def test_the_workers_are_actors(two_actors: Engine) -> None:
