@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_harness import IS_V2, Engine, Reference, engine, strategies
+from engine_harness import IS_V2, Engine, Reference, engine, scaled, strategies
 from parallel_cases import NUM_LAW_TOKENS, NUM_SAMPLES, PAIR, PASS, WINDOW, greedy_tokens, law_samples, p_value
 
 
@@ -60,7 +60,7 @@ def test_joint_law_under_guidance(two_workers: Engine, reference: Reference, red
 
 
 def test_all_ranks_sample_the_same_tokens(two_workers: Engine) -> None:
-    law_samples(two_workers, PAIR if IS_V2 else {**PAIR, "redraft": "coupled"}, 100)
+    law_samples(two_workers, PAIR if IS_V2 else {**PAIR, "redraft": "coupled"}, scaled(NUM_SAMPLES, 100))
     first, second = two_workers.llm.collective_rpc(tokens_held)
     assert len({tuple(row) for row in first}) > 50
     assert first == second

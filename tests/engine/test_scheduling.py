@@ -47,7 +47,7 @@ def test_joint_law_under_chunked_prefill_and_preemption(
     tiny_llama: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten KV blocks for up to eight sequences of two blocks, and prompts that come in chunks."""
-    prompt, allowed, num_tokens, num_samples = list(range(1, 30)), [5, 17, 18, 40], scaled(5, 3), scaled(3000, 320)
+    prompt, allowed, num_tokens, num_samples = list(range(1, 30)), [5, 17, 18, 40], scaled(5, 3), scaled(3000, 600)
     guidance = guided(2.0, list(range(30, 60)))
     limits = {"block_size": 32, "num_gpu_blocks_override": 11, "max_num_batched_tokens": 96, "max_num_seqs": 8}
     with engine(tiny_llama, window=4, max_model_len=64, long_prefill_token_threshold=16, **limits) as running:
@@ -59,7 +59,7 @@ def test_joint_law_under_chunked_prefill_and_preemption(
         assert chi_square_p_value(samples, reference.joint(prompt, guidance, allowed, num_tokens)) > 1e-4
         # the same samples would not pass if guidance were lost
         assert chi_square_p_value(samples, reference.joint(prompt, None, allowed, num_tokens)) < 1e-4
-        assert len(preempted) > scaled(100, 10)
+        assert len(preempted) > scaled(100, 20)
         running.assert_nothing_left()
 
 
