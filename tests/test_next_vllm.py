@@ -34,17 +34,13 @@ def _wheel(path: Path, changes: dict[str, tuple[str, str]]) -> Path:
     assert spec.origin is not None
     root = Path(spec.origin).parent
     with zipfile.ZipFile(path, "w") as archive:
-        for pattern in (
-            "*.py",
-            *(f"{folder}/**/*.py" for folder in ("v1", "engine", "entrypoints", "config", "utils")),
-        ):
-            for file in root.glob(pattern):
-                name = file.relative_to(root.parent).as_posix()
-                text = file.read_text(encoding="utf-8")
-                if name in changes:
-                    assert changes[name][0] in text
-                    text = text.replace(*changes[name])
-                archive.writestr(name, text)
+        for file in root.rglob("*.py"):
+            name = file.relative_to(root.parent).as_posix()
+            text = file.read_text(encoding="utf-8")
+            if name in changes:
+                assert changes[name][0] in text
+                text = text.replace(*changes[name])
+            archive.writestr(name, text)
     return path
 
 

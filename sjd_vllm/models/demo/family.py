@@ -80,11 +80,10 @@ class DemoFamily(ImageFamily):
 
     def problems(self) -> list[str]:
         """Also of a decoder whose tensors the engine, which is vLLM's own Llama, would not account for one by one."""
-        files = weight_files(self.path)
-        if not files:
-            return ["there are no weights (*.safetensors or *.bin)"]
+        if missing := super().problems():
+            return missing
         try:
-            return rule_of(self._config).differences(llama_shapes(self._config), tensor_shapes(files))
+            return rule_of(self._config).differences(llama_shapes(self._config), tensor_shapes(weight_files(self.path)))
         except ValueError as error:
             return [str(error)]
 
