@@ -7,6 +7,7 @@ models/janus/convert_janus_weights_to_hf.py for how they were converted.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sjd_vllm.models.janus.config import JanusShape
@@ -20,24 +21,25 @@ _UNUSED = {
 }
 _MOST_ALIGNER_LAYERS = 16  # published: 2
 
-# Layers, or beginnings of their names, in either layout -> those of `JanusForImageGeneration`
-OWN_LAYERS = {
-    "language_model.model": "model",
-    "language_model.lm_head": "lm_head",
-    "gen_embed": "model.gen_embed",
-    **{f"gen_aligner.layers.{2 * index}": f"model.gen_aligner.{index}" for index in range(_MOST_ALIGNER_LAYERS)},
-    "gen_head.output_mlp_projector": "gen_head.proj",
-    "gen_head.vision_head": "gen_head.codes",
-    "model.language_model": "model",
-    "model.generation_embeddings": "model.gen_embed",
-    "model.generation_aligner.fc1": "model.gen_aligner.0",
+# Layers, or beginnings of their names: those of `JanusForImageGeneration` -> the original's, Transformers'. The first
+# that fits a name counts.
+_LAYERS = {
+    "model.gen_embed": ("gen_embed", "model.generation_embeddings"),
+    "model.gen_aligner.0": ("gen_aligner.layers.0", "model.generation_aligner.fc1"),
     **{
-        f"model.generation_aligner.hidden_layers.{index - 1}": f"model.gen_aligner.{index}"
+        f"model.gen_aligner.{index}": (
+            f"gen_aligner.layers.{2 * index}",
+            f"model.generation_aligner.hidden_layers.{index - 1}",
+        )
         for index in range(1, _MOST_ALIGNER_LAYERS)
     },
-    "model.generation_head.proj_out": "gen_head.proj",
-    "model.generation_head.vision_head": "gen_head.codes",
+    "gen_head.proj": ("gen_head.output_mlp_projector", "model.generation_head.proj_out"),
+    "gen_head.codes": ("gen_head.vision_head", "model.generation_head.vision_head"),
+    "model": ("language_model.model", "model.language_model"),
+    "lm_head": ("language_model.lm_head", "lm_head"),
 }
+# Those of either layout -> the model's own
+OWN_LAYERS = {published: own for own, layouts in _LAYERS.items() for published in layouts}
 _VQ_PREFIX = {True: "gen_vision_model.", False: "model.vqmodel."}
 
 
@@ -61,10 +63,7 @@ def is_known(name: str) -> bool:
 
 def own_name(name: str) -> str:
     """Published name of a tensor or layer, in either layout -> the model's own; what is not served keeps its name."""
-    for published, own in OWN_LAYERS.items():
-        if name == published or name.startswith(f"{published}."):
-            return own + name.removeprefix(published)
-    return name
+    return _renamed(name, OWN_LAYERS)
 
 
 def vq_prefix(shape: JanusShape) -> str:
@@ -74,22 +73,15 @@ def vq_prefix(shape: JanusShape) -> str:
 
 def language_tensors(shape: JanusShape) -> dict[str, Published]:
     """What `JanusForImageGeneration` reads: its own parameter name (unmerged) -> the published one."""
-    is_original, hidden = shape.is_original, shape.hidden_size
-    out = {
-        name: Published(_llama_name(name, is_original), tensor)
-        for name, tensor in llama_shapes({**shape.text, "tie_word_embeddings": not shape.has_lm_head}).items()
-    }
-    name = "gen_embed.weight" if is_original else "model.generation_embeddings.weight"
-    out["model.gen_embed.weight"] = Published(name, (shape.num_codes, shape.code_dim))
+    tensors = llama_shapes({**shape.text, "tie_word_embeddings": not shape.has_lm_head})
+    tensors["model.gen_embed.weight"] = (shape.num_codes, shape.code_dim)
     for index in range(shape.aligner_depth):
-        converted = "fc1" if index == 0 else f"hidden_layers.{index - 1}"
-        prefix = f"gen_aligner.layers.{2 * index}" if is_original else f"model.generation_aligner.{converted}"
-        _add_linear(out, f"model.gen_aligner.{index}", prefix, shape.code_dim if index == 0 else hidden, hidden)
-    prefix = "gen_head.output_mlp_projector" if is_original else "model.generation_head.proj_out"
-    _add_linear(out, "gen_head.proj", prefix, hidden, shape.head_dim)
-    prefix = "gen_head.vision_head" if is_original else "model.generation_head.vision_head"
-    _add_linear(out, "gen_head.codes", prefix, shape.head_dim, shape.num_codes)
-    return out
+        fan_in = shape.hidden_size if index else shape.code_dim
+        tensors |= _linear(f"model.gen_aligner.{index}", fan_in, shape.hidden_size)
+    tensors |= _linear("gen_head.proj", shape.hidden_size, shape.head_dim)
+    tensors |= _linear("gen_head.codes", shape.head_dim, shape.num_codes)
+    published_layers = {own: layouts[0 if shape.is_original else 1] for own, layouts in _LAYERS.items()}
+    return {own: Published(_renamed(own, published_layers), tensor) for own, tensor in tensors.items()}
 
 
 def vq_tensors(shape: JanusShape, parameters: dict[str, Shape]) -> dict[str, Published]:
@@ -101,15 +93,15 @@ def vq_tensors(shape: JanusShape, parameters: dict[str, Shape]) -> dict[str, Pub
     }
 
 
-def _llama_name(name: str, is_original: bool) -> str:
-    if is_original:
-        return f"language_model.{name}"
-    return name.replace("model.", "model.language_model.", 1)
+def _linear(name: str, fan_in: int, fan_out: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (fan_out, fan_in), f"{name}.bias": (fan_out,)}
 
 
-def _add_linear(out: dict[str, Published], own: str, published: str, fan_in: int, fan_out: int) -> None:
-    out[f"{own}.weight"] = Published(f"{published}.weight", (fan_out, fan_in))
-    out[f"{own}.bias"] = Published(f"{published}.bias", (fan_out,))
+def _renamed(name: str, layers: Mapping[str, str]) -> str:
+    for before, after in layers.items():
+        if name == before or name.startswith(f"{before}."):
+            return after + name.removeprefix(before)
+    return name
 
 
 def _original_vq_name(name: str) -> str:
