@@ -83,6 +83,8 @@ def _rewrite_method(engine_args: Any) -> None:
             _configure(self)
             vllm_config = original(self, *args, **kwargs)
             _refuse_unsupported(vllm_config)
+            if self.distributed_executor_backend is None:
+                _keep_one_worker_inside(vllm_config.parallel_config)
             if vllm_config.scheduler_config.async_scheduling:
                 vllm_config.scheduler_config.scheduler_cls = _OWN_PATHS["async_scheduler"]
             return vllm_config
@@ -156,6 +158,21 @@ def _configure(args: Any) -> None:
     }
     # The images API tells what each forward of a picture gave.
     args.per_request_spec_decode_metrics = "detailed"
+
+
+def _keep_one_worker_inside(parallel_config: Any) -> None:
+    """On a CPU, let a worker that is alone run in the engine's process, as vLLM does it on a GPU.
+
+    Beside an engine in a process of its own, vLLM starts one more for the worker, to have its threads bound to cores by
+    the environment it starts with; the two wait for each other by spinning, which takes a core from the threads. Where
+    threads are not bound there is nothing to set.
+    """
+    from vllm import envs
+    from vllm.platforms import current_platform
+
+    is_alone = parallel_config.world_size == 1 and parallel_config.distributed_executor_backend == "mp"
+    if is_alone and current_platform.is_cpu() and envs.VLLM_CPU_OMP_THREADS_BIND == "nobind":
+        parallel_config.distributed_executor_backend = "uni"
 
 
 def _refuse_unsupported(vllm_config: Any) -> None:

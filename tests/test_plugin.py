@@ -58,6 +58,24 @@ def test_strategies_travel_in_the_config(model: Path) -> None:
     assert config.additional_config["sjd"] == expected.to_mapping()
 
 
+@pytest.mark.parametrize(
+    ("binding", "settings", "expected"),
+    [
+        ("nobind", {}, "uni"),
+        ("nobind", {"distributed_executor_backend": "mp"}, "mp"),
+        ("nobind", {"tensor_parallel_size": 2}, "mp"),
+        ("auto", {}, "mp"),
+    ],
+)
+def test_a_worker_that_is_alone_runs_in_the_engines_process(
+    model: Path, monkeypatch: pytest.MonkeyPatch, binding: str, settings: dict[str, Any], expected: str
+) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", binding)
+    config = config_of(EngineArgs(model=str(model), speculative_config={"method": "sjd"}, **settings))
+    assert config.parallel_config.distributed_executor_backend == expected
+
+
 def test_other_engines_are_left_alone(model: Path) -> None:
     config = config_of(EngineArgs(model=str(model)))
     assert "sjd" not in config.additional_config
