@@ -15,9 +15,9 @@ from sjd_vllm.models.registry import load_family
 def test_pixels_are_those_of_the_picture_alone() -> None:
     family = load_family(Path(checkpoint_path()))
     assert isinstance(family, DemoFamily)
-    size = family.sizes[0]
+    size = family.size("96x48")  # convolutions of one of these and of several take different kernels
     grammar = family.grammar(size)
-    codes = torch.randint(1024, (64, *grammar.grid), generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(1024, (200, *grammar.grid), generator=torch.Generator().manual_seed(0))
     pictures = [grammar.tokens(one) for one in codes]
     together = family.decode_pixels(pictures, size)
     alone = np.concatenate([family.decode_pixels([one], size) for one in pictures])
