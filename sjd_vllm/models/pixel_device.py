@@ -16,18 +16,12 @@ from torch import Tensor
 def decode_on(device: torch.device, vq: Any, codes: Tensor) -> Tensor:
     """Pixels of codes, on the CPU, computed on a device; the decoder moves there the first time.
 
-    On a CPU one picture after the other: convolutions of one and of several round differently there, and a picture
-    must not depend on which others are finished with it.
-
     Args:
         vq: an autoencoder with `to` and `decode`, as a module of PyTorch has.
         codes: long [B, rows, columns].
     """
     with full_float32():
-        decoder = vq.to(device)
-        if device.type == "cpu":
-            return torch.cat([decoder.decode(one[None]) for one in codes])
-        pixels: Tensor = decoder.decode(codes.to(device)).cpu()
+        pixels: Tensor = vq.to(device).decode(codes.to(device)).cpu()
     return pixels
 
 

@@ -1,4 +1,4 @@
-"""On a CPU a picture's pixels do not depend on which others are decoded with it."""
+"""The demo model's pixels of a picture do not depend on which others are decoded with it."""
 
 from __future__ import annotations
 

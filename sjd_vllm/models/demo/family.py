@@ -68,8 +68,10 @@ class DemoFamily(ImageFamily):
 
     @torch.inference_mode()
     def decode_pixels(self, token_ids: list[list[int]], size: ImageSize) -> Pixels:
-        codes = torch.stack([self._grammars[size].codes(ids) for ids in token_ids])
-        pixels = decode_on(self.pixel_device, self._vq, codes)
+        codes = [self._grammars[size].codes(ids)[None] for ids in token_ids]
+        # One after the other: convolutions of one and of several may round differently, and a file must not depend on
+        # which other pictures are finished with it.
+        pixels = torch.cat([decode_on(self.pixel_device, self._vq, one) for one in codes])
         array: Pixels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         return array
 
